@@ -1,0 +1,148 @@
+"""The one configuration tree: frozen, typed, built once by the cli and handed down section by section.
+
+Units are in the names. Every leaf has a default that needs no tuning, a docstring that is its documentation (the
+configuration reference is made from it) and a range that is checked where it is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One engine, statically listed. Only `url` is needed: the rest is learned from the engine."""
+
+    url: str
+    """Base URL of the engine's API, `http://HOST:PORT`."""
+    events_endpoint: str | None = None
+    """ZMQ address rank 0 publishes on, as reachable from here (`tcp://HOST:5557`); rank r is at port + r."""
+    replay_endpoint: str | None = None
+    """ZMQ address of rank 0's replay socket (`tcp://HOST:5558`); rank r is at port + r."""
+    topic: str | None = None
+    """Topic prefix to subscribe to; None: everything."""
+    data_parallel_size: int | None = None
+    """Number of data-parallel ranks; None: as the engine says, else 1."""
+    events: bool = True
+    """False: route to this engine by load only; its worker is BLIND."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """The OpenAI-compatible HTTP front."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8080
+    """Port to listen on; 0: one the system chooses."""
+    max_body_bytes: int = 32 * 1024 * 1024
+    """Larger request bodies are refused with 413."""
+    max_head_bytes: int = 64 * 1024
+    """Larger request heads are refused with 431."""
+    head_timeout_s: float = 10.0
+    """How long a client may take to send its head, and after that between two pieces of its body."""
+    connect_timeout_s: float = 2.0
+    """How long connecting to an engine may take."""
+    keepalive_timeout_s: float = 75.0
+    """How long an idle client connection is kept."""
+    drain_timeout_s: float = 30.0
+    """How long running requests may go on after SIGTERM."""
+    retries: int = 2
+    """How many other workers a request may be tried on while no byte of an answer has come."""
+    decision_headers: bool = True
+    """Whether answers carry `x-warmroute-worker` and `x-warmroute-overlap-tokens`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventsConfig:
+    """Following the engines' KV cache events."""
+
+    enabled: bool = True
+    """False: no subscriptions; every worker is BLIND and requests are routed by load."""
+    port: int = 5557
+    """Where an engine that does not say is expected to publish (rank r: + r)."""
+    replay_port: int | None = 5558
+    """Where an engine that does not say is expected to replay (rank r: + r); None: nowhere. Must lie clear of the
+    event ports of all ranks; where it does not, such an engine is taken to have no replay."""
+    replay_timeout_s: float = 5.0
+    """A replay that is silent for so long is abandoned and asked for again."""
+    reconnect_backoff_s: float = 1.0
+    """First pause before another attempt; doubled each time."""
+    reconnect_backoff_max_s: float = 30.0
+    """Longest pause before another attempt."""
+    pending_batches_max: int = 100_000
+    """Live batches kept while a replay is under way, per worker; beyond it the worker is resynchronised."""
+    orphan_blocks_max: int = 65_536
+    """Blocks parked for an unknown parent or an unknown meaning, per worker; beyond it the oldest are dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerConfig:
+    """Token ids for requests that carry text."""
+
+    mode: Literal["auto", "remote", "local", "off"] = "auto"
+    """`remote`: the engine's /tokenize; `local`: in process from `path`; `auto`: local if `path` is set, else remote;
+    `off`: only prompts given as token ids are routed by prefix."""
+    path: str | None = None
+    """Folder with tokenizer.json and the chat template (tokenizer_config.json or chat_template.jinja)."""
+    remote_endpoint: str | None = None
+    """Base URL whose /tokenize is asked; None: an engine that serves the model."""
+    timeout_s: float = 1.0
+    """Longer than that and the request is routed by load."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingConfig:
+    """Choosing the worker."""
+
+    policy: str = "warmroute"
+    """`warmroute` (least work left), `round_robin` or `least_loaded`."""
+    prefill_tokens_per_s: float = 8000.0
+    """Prompt tokens an engine computes per second: what turns tokens into seconds."""
+    decode_tokens_per_s: float = 40.0
+    """Tokens per second of one running generation."""
+    decode_weight: float = 1.0
+    """Worth of delaying generations that run already, relative to this request's own wait."""
+    speculative_ttl_s: float = 2.0
+    """How long blocks are assumed stored because a request was just routed there, unless events say so."""
+    cpu_hit_worth: float = 0.8
+    """Worth of a token cached in host memory, relative to one in GPU memory."""
+    storage_hit_worth: float = 0.5
+    """Worth of a token cached in storage, relative to one in GPU memory."""
+    degraded_belief: float = 0.5
+    """Share of the overlap that is believed of a DEGRADED worker; REPLAYING workers are believed as well as known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MembershipConfig:
+    """Watching the engines."""
+
+    probe_interval_s: float = 2.0
+    """Pause between two health probes of a reachable engine."""
+    probe_timeout_s: float = 2.0
+    """How long a probe may take."""
+    retry_interval_s: float = 1.0
+    """Pause between two attempts to reach an engine that is down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """What is written to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All of it."""
+
+    engines: tuple[EngineConfig, ...] = ()
+    """The engines to route to."""
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    events: EventsConfig = field(default_factory=EventsConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    membership: MembershipConfig = field(default_factory=MembershipConfig)
+    log: LogConfig = field(default_factory=LogConfig)

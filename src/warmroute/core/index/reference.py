@@ -1,0 +1,198 @@
+"""The prefix index in plain Python: the obviously right implementation of `contract.PrefixIndex`.
+
+It keeps one `View` per worker and, over all of them, what limits and sizes need. Nothing is shared between views, so
+what one engine says cannot touch another's blocks; only the common limit on copies can.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from warmroute.core.hashing import block_digests, extra_digest
+from warmroute.core.index.contract import ApplyReport, DumpEntry, IndexSizes, Overlap, WorkerSizes
+from warmroute.core.index.reference_view import Claim, Groups, Place, Totals, View
+from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from warmroute.errors import IndexCorruptionError
+from warmroute.types import BlockHash, PrefixHash, WorkerId
+
+_BYTES_PER_RECORD = 900
+"""Rough: a record with its table of copies, and its entries in the tables of its view and of the totals."""
+
+
+class ReferenceIndex:
+    """All workers' caches, by content; `contract.PrefixIndex` says what it promises.
+
+    `orphan_blocks_max` bounds the copies that are parked, per worker; `blocks_max` the copies held in all (None: no
+    limit).
+    """
+
+    def __init__(self, orphan_blocks_max: int, blocks_max: int | None = None) -> None:
+        self._orphan_blocks_max = orphan_blocks_max
+        self._blocks_max = blocks_max
+        self._views: dict[WorkerId, View] = {}
+        self._totals = Totals()
+
+    def apply(self, worker: WorkerId, events: Iterable[Event]) -> ApplyReport:
+        """Apply one batch's events to `worker`, in order."""
+        report = ApplyReport()
+        for event in events:
+            match event:
+                case BlockStored():
+                    self.store(worker, event, report)
+                case BlockRemoved():
+                    self.remove(worker, event, report)
+                case AllBlocksCleared():
+                    self.clear(worker, report)
+        return report
+
+    def store(self, worker: WorkerId, event: BlockStored, report: ApplyReport) -> None:
+        """Apply one store, adding to `report`."""
+        view = self._view(worker)
+        place = Place(event.group, event.medium)
+        digests = _digests(event)
+        if event.block_size > 0 and (digests or event.sliding_window is not None):
+            view.groups.learn(place, event.block_size, event.sliding_window)
+            if event.block_size < view.groups.sizes[place]:
+                report.partial += len(event.block_hashes)
+                return
+        parent = event.parent
+        for i, block_hash in enumerate(event.block_hashes):
+            view.store(block_hash, Claim(parent, digests[i], event.block_size) if digests else None, place, report)
+            parent = block_hash
+        while view.copies_parked > self._orphan_blocks_max:
+            report.orphans_dropped += view.drop_longest_parked()
+        self._evict(report)
+
+    def remove(self, worker: WorkerId, event: BlockRemoved, report: ApplyReport) -> None:
+        """Apply one removal, adding to `report`."""
+        view = self._views.get(worker)
+        if view is None:
+            report.unknown_removed += len(event.block_hashes)
+            return
+        place = Place(event.group, event.medium)
+        for block_hash in event.block_hashes:
+            view.remove(block_hash, place, report)
+
+    def clear(self, worker: WorkerId, report: ApplyReport | None = None) -> None:
+        """Forget every block of `worker` in every medium, parked ones included; its groups' kinds and sizes stay."""
+        view = self._views.get(worker)
+        if view is None:
+            return
+        count = view.withdraw()
+        self._views[worker] = View(worker, self._totals, view.groups)
+        if report is not None:
+            report.cleared += count
+
+    def drop(self, worker: WorkerId) -> None:
+        """Forget `worker` altogether and free what it held, at once."""
+        view = self._views.pop(worker, None)
+        if view is not None:
+            view.withdraw()
+
+    def match(self, prefixes: Sequence[PrefixHash], block_size: int) -> list[Overlap]:
+        """Which workers with this block size hold how many of the leading blocks; those with none are left out."""
+        found = []
+        for view in self._views.values():
+            rule = view.groups.rules.get(block_size)
+            overlap = None if rule is None else view.overlap(prefixes, rule)
+            if overlap is not None:
+                found.append(overlap)
+        return found
+
+    def block_sizes(self) -> tuple[int, ...]:
+        """Every block size that a worker uses, ascending."""
+        return tuple(sorted({size for view in self._views.values() for size in view.groups.rules}))
+
+    def worker_sizes(self, worker: WorkerId) -> WorkerSizes:
+        """What `worker` holds; zeros if it is unknown."""
+        view = self._views.get(worker)
+        return WorkerSizes(0, 0, 0, 0, ()) if view is None else view.sizes()
+
+    def sizes(self) -> IndexSizes:
+        """What the index holds in all."""
+        each = [view.sizes() for view in self._views.values()]
+        return IndexSizes(
+            workers=len(each),
+            nodes=len(self._totals.nodes),
+            copies=self._totals.copies,
+            orphans=sum(sizes.orphans for sizes in each),
+            unresolved=sum(sizes.unresolved for sizes in each),
+            bytes=_BYTES_PER_RECORD * sum(len(view.records) for view in self._views.values()),
+        )
+
+    def dump(self, worker: WorkerId | None = None) -> Iterator[DumpEntry]:
+        """Every resolved block, of one worker or of all, parents before children; as it is now, whatever comes."""
+        views = self._views.values() if worker is None else filter(None, [self._views.get(worker)])
+        return iter([entry for view in views for entry in view.dump()])
+
+    def restore(self, entries: Iterable[DumpEntry]) -> None:
+        """Store what `dump` gave; an entry replaces what is known of its worker's hash."""
+        restored: dict[WorkerId, View] = {}
+        for entry in entries:
+            view = restored[entry.worker] = self._view(entry.worker)
+            for group, medium, block_size, window in entry.groups:
+                view.groups.learn(Place(group, medium), block_size, window)
+            view.restore(entry)
+        for view in restored.values():
+            view.tidy()
+        self._evict(ApplyReport())
+
+    def check(self) -> None:
+        """Verify every internal invariant. Raises IndexCorruptionError: a bug of ours, never an engine's."""
+        problems = [
+            f"worker {worker}: {problem}" for worker, view in self._views.items() for problem in view.problems()
+        ]
+        nodes: Counter[PrefixHash] = Counter()
+        leaves: set[tuple[WorkerId, BlockHash]] = set()
+        for worker, view in self._views.items():
+            nodes.update(record.prefix for record in view.records.values() if record.prefix is not None)
+            held = (name for name, record in view.records.items() if record.prefix is not None and record.copies)
+            leaves.update((worker, name) for name in held if name not in view.named)
+            if view.copies_parked > self._orphan_blocks_max:
+                problems.append(f"worker {worker}: more parked copies than allowed")
+        if nodes != self._totals.nodes:
+            problems.append("the nodes are not what the records say")
+        if leaves != self._totals.leaves.keys():
+            problems.append("the leaves are not what the records say")
+        if self._totals.copies != sum(view.copies for view in self._views.values()):
+            problems.append("the copies do not add up")
+        if self._blocks_max is not None and self._totals.copies > self._blocks_max:
+            problems.append("more copies than allowed")
+        if problems:
+            raise IndexCorruptionError("; ".join(problems))
+
+    def _view(self, worker: WorkerId) -> View:
+        view = self._views.get(worker)
+        if view is None:
+            view = self._views[worker] = View(worker, self._totals, Groups())
+        return view
+
+    def _evict(self, report: ApplyReport) -> None:
+        """Come back under the limit: see "oldest_leaf" in the contract."""
+        while self._blocks_max is not None and self._totals.copies > self._blocks_max:
+            if self._totals.leaves:
+                worker, block_hash = next(iter(self._totals.leaves))
+                report.evicted += self._views[worker].evict(block_hash)
+            else:
+                view = max(self._views.values(), key=lambda view: (view.copies, -view.worker))
+                parked = view.copies_parked
+                report.evicted += view.withdraw() - parked
+                report.orphans_dropped += parked
+                self._views[view.worker] = View(view.worker, self._totals, view.groups)
+
+
+def _digests(event: BlockStored) -> list[int]:
+    """Content and extra digest of each block, added up; empty if the event does not say what its blocks are."""
+    count = len(event.block_hashes)
+    fits = event.block_size > 0 and len(event.token_ids) == count * event.block_size
+    if event.by_hash or not fits or len(event.extra_keys) not in {0, count}:
+        return []
+    try:
+        digests = block_digests(event.token_ids, event.block_size)
+    except ValueError:  # a token id out of range: no request has it either
+        return []
+    if event.lora is None and not event.extra_keys:
+        return digests
+    keys = event.extra_keys or ((),) * count
+    return [digest + extra_digest(event.lora, own) for digest, own in zip(digests, keys, strict=True)]

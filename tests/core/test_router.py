@@ -1,0 +1,281 @@
+"""`Router.pick`: least work wins, every reason is kept, and nothing missing makes it fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.config.tree import RoutingConfig
+from warmroute.core.index.reference import ReferenceIndex
+from warmroute.core.policy import Candidates
+from warmroute.core.router import SETTLE_S, PickRequest, Reason, Router
+from warmroute.core.wire.events import BlockRemoved, BlockStored
+from warmroute.errors import NoWorkerError
+from warmroute.types import Endpoint, Fleet, Medium, ModelInfo, Trust, TrustState, Worker, WorkerId
+
+BLOCK = 16
+MODEL = "m"
+
+
+def worker(number: int, *, ready: bool = True, state: TrustState = TrustState.LIVE, model: str = MODEL) -> Worker:
+    return Worker(
+        id=WorkerId(number),
+        endpoint=Endpoint("127.0.0.1", 8000 + number),
+        models=(ModelInfo(model), ModelInfo("adapter", parent=model)),
+        trust=Trust(state, "test", 0.0),
+        ready=ready,
+        block_size=BLOCK,
+    )
+
+
+def make(
+    workers: int = 3, policy: str = "warmroute", *, states: Sequence[TrustState] = ()
+) -> tuple[Router, Fleet, ReferenceIndex]:
+    index = ReferenceIndex(orphan_blocks_max=1000, blocks_max=None)
+    router = Router(index, RoutingConfig(policy=policy, prefill_tokens_per_s=1000.0, decode_tokens_per_s=100.0))
+    fleet = Fleet([worker(n, state=states[n] if states else TrustState.LIVE) for n in range(workers)])
+    return router, fleet, index
+
+
+def tokens(blocks: int, first: int = 0, tail: int = 1) -> list[int]:
+    return list(range(first, first + blocks * BLOCK + tail))
+
+
+def store(
+    index: ReferenceIndex, number: int, prompt: list[int], medium: Medium = Medium.GPU, lora: str | None = None
+) -> None:
+    blocks = len(prompt) // BLOCK
+    event = BlockStored(
+        block_hashes=tuple(1000 * prompt[0] + n for n in range(blocks)),
+        parent=None,
+        token_ids=tuple(prompt[: blocks * BLOCK]),
+        block_size=BLOCK,
+        medium=medium,
+        lora=lora,
+    )
+    index.apply(WorkerId(number), [event])
+
+
+def ask(prompt: list[int] | None, **more: object) -> PickRequest:
+    return PickRequest(model=MODEL, token_ids=prompt, **more)  # type: ignore[arg-type]
+
+
+def test_the_warm_worker_wins_and_the_decision_says_why() -> None:
+    router, fleet, index = make()
+    prompt = tokens(10)
+    store(index, 1, prompt)
+    store(index, 2, prompt[: 4 * BLOCK])
+    decision = router.pick(ask(prompt), fleet, 0.0)
+    assert decision.worker.id == 1
+    assert (decision.reason, decision.overlap_blocks, decision.overlap_tokens) == (Reason.OVERLAP, 10, 160)
+    rows = {row.worker: row for row in decision.explain()}
+    assert [rows[f"127.0.0.1:800{n}"].overlap_tokens for n in range(3)] == [0, 160, 64]
+    assert rows["127.0.0.1:8001"].chosen
+    assert rows["127.0.0.1:8001"].overlap_by_medium == {"GPU": 160}
+    assert rows["127.0.0.1:8000"].cost == pytest.approx(0.161)
+    assert rows["127.0.0.1:8001"].cost == pytest.approx(0.001)
+
+
+def test_the_last_token_is_never_taken_from_a_cache() -> None:
+    router, fleet, index = make(1)
+    prompt = tokens(4, tail=0)
+    store(index, 0, prompt)
+    assert router.pick(ask(prompt), fleet, 0.0).overlap_tokens == 3 * BLOCK
+    assert router.pick(ask([*prompt, 7]), fleet, 0.0).overlap_tokens == 4 * BLOCK
+
+
+def test_locality_is_given_up_when_the_queue_costs_more_than_it_saves() -> None:
+    router, fleet, index = make(2)
+    prompt = tokens(10)
+    store(index, 0, prompt)
+    chosen = []
+    for n in range(40):
+        chosen.append(router.pick(ask([*prompt, *tokens(2, 5000 + 100 * n)]), fleet, 0.0).worker.id)
+    assert chosen[0] == 0
+    assert 1 in chosen
+    assert abs(chosen.count(0) - chosen.count(1)) < 20
+
+
+def test_p31_ties_under_a_burst_spread() -> None:
+    router, fleet, _ = make(4)
+    burst = [router.pick(ask(tokens(3, 1000 * n)), fleet, 0.0).worker.id for n in range(8)]
+    assert sorted(burst) == [0, 0, 1, 1, 2, 2, 3, 3]
+    router, fleet, _ = make(4)
+    one_by_one = []
+    for n in range(8):
+        decision = router.pick(ask(tokens(3, 1000 * n)), fleet, float(n))
+        router.release(decision, float(n), served=True)
+        one_by_one.append(decision.worker.id)
+    assert sorted(one_by_one) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_load_is_booked_at_once_and_released_at_the_end() -> None:
+    router, fleet, _ = make(1)
+    decision = router.pick(ask(tokens(10)), fleet, 0.0)
+    load = router.load.of(WorkerId(0), 0.0)
+    assert (load.requests, load.prefill_tokens, load.decoding) == (1, 161, 0)
+    router.prefilled(decision, 1.0)
+    assert (load.requests, load.prefill_tokens, load.decoding) == (1, 0, 1)
+    router.release(decision, 2.0, served=True)
+    assert router.load.of(WorkerId(0), 2.0).requests == 0
+
+
+def test_blocks_of_a_request_under_way_are_claimed_until_shortly_after_its_first_byte() -> None:
+    router, fleet, _ = make(1)
+    prompt = tokens(10)
+    first = router.pick(ask(prompt), fleet, 0.0)
+    second = router.pick(ask(prompt), fleet, 0.0)
+    assert (second.overlap_tokens, second.claimed_tokens) == (160, 160)
+    router.prefilled(first, 0.5)
+    router.release(first, 0.5, served=True)
+    assert router.pick(ask(prompt), fleet, 0.5 + SETTLE_S + 0.01).overlap_tokens == 0, "no event confirmed it"
+
+
+def test_a_request_that_was_never_taken_up_claims_nothing() -> None:
+    router, fleet, _ = make(1)
+    prompt = tokens(10)
+    router.release(router.pick(ask(prompt), fleet, 0.0), 0.0, served=False)
+    assert router.pick(ask(prompt), fleet, 0.0).overlap_tokens == 0
+
+
+def test_an_eviction_takes_the_claim_behind_it_along() -> None:
+    router, fleet, index = make(1)
+    prompt = tokens(10)
+    store(index, 0, prompt[: 4 * BLOCK])
+    router.pick(ask(prompt), fleet, 0.0)
+    assert router.pick(ask(prompt), fleet, 0.0).overlap_tokens == 160
+    index.apply(WorkerId(0), [BlockRemoved(block_hashes=(2,))])
+    assert router.pick(ask(prompt), fleet, 0.0).overlap_tokens == 32
+
+
+def test_e14_a_worker_that_is_not_ready_is_ignored_however_warm() -> None:
+    router, _, index = make()
+    prompt = tokens(10)
+    store(index, 1, prompt)
+    fleet = Fleet([worker(0), worker(1, ready=False)])
+    decision = router.pick(ask(prompt), fleet, 0.0)
+    assert (decision.worker.id, decision.reason) == (0, Reason.LOAD)
+
+
+def test_e16_no_worker_is_an_error_that_says_so() -> None:
+    router, _, _ = make()
+    with pytest.raises(NoWorkerError, match="there is no engine that serves the model 'm' now"):
+        router.pick(ask(tokens(1)), Fleet(), 0.0)
+    with pytest.raises(NoWorkerError, match="none of the 1 known engines"):
+        router.pick(ask(tokens(1)), Fleet([worker(0, ready=False)]), 0.0)
+    with pytest.raises(NoWorkerError, match="was tried"):
+        router.pick(ask(tokens(1), exclude=frozenset({WorkerId(0)})), Fleet([worker(0)]), 0.0)
+
+
+def test_e18_without_tokens_it_is_a_load_balancer() -> None:
+    router, fleet, index = make(2)
+    store(index, 0, tokens(10))
+    picks = [router.pick(ask(None, prompt_bytes=400), fleet, 0.0) for _ in range(4)]
+    assert {p.reason for p in picks} == {Reason.NO_TOKENS}
+    assert sorted(p.worker.id for p in picks) == [0, 0, 1, 1]
+    assert picks[0].prompt_tokens == 100
+
+
+def test_degraded_workers_are_believed_less_but_not_excluded() -> None:
+    router, fleet, index = make(2, states=[TrustState.DEGRADED, TrustState.LIVE])
+    prompt = tokens(10)
+    store(index, 0, prompt)
+    store(index, 1, prompt[: 6 * BLOCK])
+    assert router.pick(ask(prompt), fleet, 0.0).worker.id == 1
+    router, fleet, index = make(2, states=[TrustState.DEGRADED, TrustState.LIVE])
+    store(index, 0, prompt)
+    assert router.pick(ask(prompt), fleet, 0.0).worker.id == 0
+
+
+def test_slower_media_are_worth_less() -> None:
+    router, fleet, index = make(2)
+    prompt = tokens(10)
+    store(index, 0, prompt, Medium.STORAGE)
+    store(index, 1, prompt[: 7 * BLOCK])
+    assert router.pick(ask(prompt), fleet, 0.0).worker.id == 1
+    store(index, 0, prompt, Medium.CPU)
+    rows = {row.worker: row for row in router.pick(ask(prompt), fleet, 0.0).explain()}
+    assert rows["127.0.0.1:8000"].overlap_by_medium == {"CPU": 160}
+
+
+def test_b22_an_adapter_matches_only_its_own_blocks() -> None:
+    router, fleet, index = make(2)
+    prompt = tokens(10)
+    store(index, 0, prompt)
+    store(index, 1, prompt, lora="adapter")
+    assert router.pick(PickRequest(model="adapter", token_ids=prompt), fleet, 0.0).overlap_tokens == 160
+    assert router.pick(PickRequest(model="adapter", token_ids=prompt), fleet, 0.0).worker.id == 1
+    assert router.pick(ask(prompt), fleet, 0.0).worker.id == 0
+
+
+def test_a_request_that_skips_the_cache_read_is_predicted_cold() -> None:
+    router, fleet, index = make(1)
+    prompt = tokens(10)
+    store(index, 0, prompt)
+    decision = router.pick(ask(prompt, skips_cache_read=True), fleet, 0.0)
+    assert (decision.overlap_tokens, decision.reason) == (0, Reason.LOAD)
+
+
+def test_a_salt_separates_tenants() -> None:
+    router, fleet, index = make(1)
+    prompt = tokens(10)
+    store(index, 0, prompt)
+    assert router.pick(ask(prompt, cache_salt="tenant"), fleet, 0.0).overlap_tokens == 0
+
+
+def test_round_robin_takes_turns_whatever_is_warm() -> None:
+    router, fleet, index = make(3, "round_robin")
+    prompt = tokens(10)
+    store(index, 1, prompt)
+    picks = [router.pick(ask(prompt), fleet, 0.0) for _ in range(6)]
+    assert [p.worker.id for p in picks] == [0, 1, 2, 0, 1, 2]
+    assert {p.reason for p in picks} == {Reason.POLICY}
+    assert picks[1].overlap_tokens == 160, "the prediction is made whoever chooses"
+
+
+def test_least_loaded_counts_requests() -> None:
+    router, fleet, _ = make(2, "least_loaded")
+    first = router.pick(ask(tokens(100)), fleet, 0.0)
+    assert router.pick(ask(tokens(1)), fleet, 0.0).worker.id != first.worker.id
+
+
+def test_a_policy_of_ones_own_takes_ten_lines() -> None:
+    class LastOne:
+        name = "last_one"
+
+        def costs(self, candidates: Candidates) -> Sequence[float]:
+            return [-float(w.id) for w in candidates.workers]
+
+    index = ReferenceIndex(orphan_blocks_max=10, blocks_max=None)
+    router = Router(index, policy=LastOne())
+    assert router.pick(ask(tokens(1)), Fleet([worker(n) for n in range(3)]), 0.0).worker.id == 2
+
+
+def test_a_pinned_request_goes_there_or_nowhere() -> None:
+    router, fleet, _ = make(3)
+    assert router.pick(ask(tokens(1), pinned=WorkerId(2)), fleet, 0.0).worker.id == 2
+    with pytest.raises(NoWorkerError):
+        router.pick(ask(tokens(1), pinned=WorkerId(9)), fleet, 0.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.booleans(), st.booleans()), max_size=40))
+def test_whatever_is_asked_load_returns_to_zero(steps: list[tuple[int, int, bool, bool]]) -> None:
+    router, fleet, index = make(3)
+    running = []
+    for now, (prefix, number, streamed, served) in enumerate(steps):
+        prompt = [*tokens(prefix), *tokens(number, 1000)]
+        if number < 3:
+            store(index, number, prompt)
+        decision = router.pick(ask(prompt, streamed=streamed), fleet, float(now))
+        assert decision.overlap_tokens <= len(prompt) - 1
+        assert decision.costs[decision.candidates.workers.index(decision.worker)] == min(decision.costs)
+        running.append((decision, served))
+        if served and running:
+            router.prefilled(running[0][0], float(now))
+    for decision, served in running:
+        router.release(decision, 100.0, served=served)
+    router.load.check()
+    assert all(router.load.of(w.id, 200.0).requests == 0 for w in fleet.workers)
