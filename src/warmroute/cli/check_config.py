@@ -1,0 +1,44 @@
+"""`warmroute check-config`: what `serve` would run with, and why; an exit code that says whether it would start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from warmroute.cli.settings import SettingsCommand, require_engines
+from warmroute.config import Loaded
+from warmroute.config.render import render, render_json, with_reference
+
+
+def _write_reference(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    del param
+    if value is None or ctx.resilient_parsing:
+        return
+    page = Path(value)
+    page.write_text(with_reference(page.read_text(encoding="utf-8")), encoding="utf-8")
+    ctx.exit()
+
+
+@click.command("check-config", cls=SettingsCommand)
+@click.option("as_json", "--json", is_flag=True, help="For machines: the tree, each setting's source, the notes.")
+@click.option(
+    "--reference",
+    metavar="PAGE",
+    is_eager=True,
+    expose_value=False,
+    callback=_write_reference,
+    hidden=True,
+    help="Make the reference tables in PAGE anew.",
+)
+def command(loaded: Loaded, as_json: bool) -> int:
+    """Show the effective configuration and where each setting comes from.
+
+    Takes what `serve` takes. Exits with 2 and every problem on stderr if `serve` would refuse to start.
+    """
+    click.echo(render_json(loaded) if as_json else render(loaded))
+    if not as_json:
+        for note in loaded.notes:
+            click.echo(f"note: {note}", err=True)
+    require_engines(loaded)
+    return 0

@@ -1,0 +1,190 @@
+"""What no single leaf shows: settings that are fine alone and wrong together.
+
+Each rule names the leaves it looks at, so that it stays silent while one of them is itself in error.
+
+Invariant: a configuration that raised nothing here can be built into a running gateway without another question about
+its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from warmroute.config.addresses import PORT_MAX, IpcAddress, TcpAddress, parse_url, parse_zmq
+from warmroute.config.tree import Config, EngineConfig
+from warmroute.errors import ConfigError
+
+Said: TypeAlias = Callable[[str], str | None]
+"""Key -> where it was set (`file warmroute.yaml`), or None if it has its default."""
+Rule: TypeAlias = Callable[[Config, Said], Iterator[ConfigError]]
+
+
+def _where(said: Said, key: str) -> str:
+    return said(key) or "default"
+
+
+def _tokens_for_events(config: Config, said: Said) -> Iterator[ConfigError]:
+    if config.events.enabled and said("events.enabled") and config.tokenizer.mode == "off":
+        yield ConfigError(
+            "events.enabled",
+            f"true ({_where(said, 'events.enabled')}) needs the prompts' token ids, but tokenizer.mode is off "
+            f"({_where(said, 'tokenizer.mode')})",
+            "Set tokenizer.mode to auto, remote or local (WARMROUTE_TOKENIZER_MODE=auto; of the AIBrix names, "
+            "AIBRIX_USE_REMOTE_TOKENIZER=true), or events.enabled to false.",
+        )
+
+
+def _local_needs_path(config: Config, said: Said) -> Iterator[ConfigError]:
+    if config.tokenizer.mode == "local" and config.tokenizer.path is None:
+        yield ConfigError(
+            "tokenizer.path",
+            f"none, but tokenizer.mode is local ({_where(said, 'tokenizer.mode')})",
+            "Set tokenizer.path to the folder with the model's tokenizer.json, or tokenizer.mode to auto.",
+        )
+
+
+def _backoff_order(config: Config, said: Said) -> Iterator[ConfigError]:
+    first, longest = config.events.reconnect_backoff_s, config.events.reconnect_backoff_max_s
+    if first > longest:
+        yield ConfigError(
+            "events.reconnect_backoff_s",
+            f"{first:g} ({_where(said, 'events.reconnect_backoff_s')}) is above events.reconnect_backoff_max_s = "
+            f"{longest:g} ({_where(said, 'events.reconnect_backoff_max_s')})",
+            "Lower the first pause or raise the longest.",
+        )
+
+
+def _one_port_each(config: Config, said: Said) -> Iterator[ConfigError]:
+    if config.events.port == config.events.replay_port:
+        yield ConfigError(
+            "events.replay_port",
+            f"{config.events.replay_port} ({_where(said, 'events.replay_port')}) is also events.port "
+            f"({_where(said, 'events.port')})",
+            "An engine publishes and replays on two ports: change one, or set events.replay_port to null.",
+        )
+
+
+def _distinct_engines(config: Config, said: Said) -> Iterator[ConfigError]:
+    first: dict[tuple[str, int], int] = {}
+    for number, engine in enumerate(config.engines):
+        endpoint = parse_url(engine.url)
+        earlier = first.setdefault((endpoint.host, endpoint.port), number)
+        if earlier != number:
+            yield ConfigError(
+                f"engines[{number}].url",
+                f"{engine.url} is engines[{earlier}].url again ({_where(said, 'engines')})",
+                "List every engine once.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Socket:
+    """One address of one rank of one engine, and who says so."""
+
+    key: str
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{self.key} of rank {self.rank}"
+
+
+def _sockets(number: int, engine: EngineConfig) -> Iterator[tuple[TcpAddress | IpcAddress, _Socket]]:
+    """Every address that `engine` names itself, rank by rank. Raises ConfigError for one that ranks cannot have."""
+    ranks = engine.data_parallel_size or 1
+    for name, text in (("events_endpoint", engine.events_endpoint), ("replay_endpoint", engine.replay_endpoint)):
+        if text is None:
+            continue
+        key = f"engines[{number}].{name}"
+        address = parse_zmq(text)
+        if isinstance(address, IpcAddress):
+            if ranks > 1:
+                raise ConfigError(key, f"{text} has no port that {ranks} ranks could count up", "Use tcp://HOST:PORT.")
+            yield address, _Socket(key, 0)
+            continue
+        if address.port + ranks - 1 > PORT_MAX:
+            problem = f"{text} leaves no ports for {ranks} ranks below {PORT_MAX + 1}"
+            raise ConfigError(key, problem, "Choose a lower port.")
+        for rank in range(ranks):
+            yield TcpAddress(address.host, address.port + rank), _Socket(key, rank)
+
+
+def _distinct_sockets(config: Config, said: Said) -> Iterator[ConfigError]:
+    """No two event or replay addresses that are written down may be the same, ranks counted."""
+    del said
+    taken: dict[TcpAddress | IpcAddress, _Socket] = {}
+    for number, engine in enumerate(config.engines):
+        try:
+            sockets = list(_sockets(number, engine))
+        except ConfigError as error:
+            yield error
+            continue
+        for address, socket in sockets:
+            other = taken.setdefault(address, socket)
+            if other is not socket:
+                yield ConfigError(
+                    socket.key,
+                    f"{address} would be both {other} and {socket}",
+                    "Rank r is at port + r: put replay ports clear of all event ports, for example 10 higher.",
+                )
+                break
+
+
+def _replay_clear_of_ranks(config: Config, said: Said) -> Iterator[ConfigError]:
+    """A replay port that somebody set must lie clear of all ranks' event ports, of engines that name neither."""
+    events, replay = config.events.port, config.events.replay_port
+    if replay is None or replay == events or not (said("events.port") or said("events.replay_port")):
+        return
+    for number, engine in enumerate(config.engines):
+        ranks = engine.data_parallel_size or 1
+        if engine.events_endpoint is None and engine.replay_endpoint is None and abs(events - replay) < ranks:
+            yield ConfigError(
+                "events.replay_port",
+                f"{replay} ({_where(said, 'events.replay_port')}) lies among the ports of engines[{number}], whose "
+                f"{ranks} ranks count up from events.port = {events} ({_where(said, 'events.port')})",
+                f"Set it to {events + ranks} or higher, as the engine is started, or to null.",
+            )
+            return
+
+
+RULES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
+    (("events.enabled", "tokenizer.mode"), _tokens_for_events),
+    (("tokenizer.mode", "tokenizer.path"), _local_needs_path),
+    (("events.reconnect_backoff_s", "events.reconnect_backoff_max_s"), _backoff_order),
+    (("events.port", "events.replay_port"), _one_port_each),
+    (("engines",), _distinct_engines),
+    (("engines",), _distinct_sockets),
+    (("engines", "events.port", "events.replay_port"), _replay_clear_of_ranks),
+)
+"""The leaves that a rule looks at, and the rule."""
+
+
+def idle_notes(config: Config, said: Said) -> Iterator[str]:
+    """Settings that somebody made and that change nothing, or not what they seem to: worth a line, not a refusal."""
+    mode = config.tokenizer.mode
+    if mode in ("remote", "off") and said("tokenizer.path"):
+        yield f"tokenizer.path ({said('tokenizer.path')}) has no effect: tokenizer.mode is {mode}"
+    if mode in ("local", "off") and said("tokenizer.remote_endpoint"):
+        yield f"tokenizer.remote_endpoint ({said('tokenizer.remote_endpoint')}) has no effect: tokenizer.mode is {mode}"
+    if not config.events.enabled:
+        return
+    silent = [(number, engine) for number, engine in enumerate(config.engines) if engine.events_endpoint is None]
+    by_host: dict[str, list[str]] = {}
+    for number, engine in silent:
+        if engine.events:
+            by_host.setdefault(parse_url(engine.url).host, []).append(f"engines[{number}]")
+    for host, keys in by_host.items():
+        if len(keys) > 1:
+            yield (
+                f"{', '.join(keys)} share the host {host} and name no events_endpoint: an engine that does not say "
+                f"where it publishes is looked for on port {config.events.port}, which only one of them can have"
+            )
+    replay = config.events.replay_port
+    for number, engine in silent:
+        ranks = engine.data_parallel_size or 1
+        if replay is not None and engine.replay_endpoint is None and abs(config.events.port - replay) < ranks:
+            yield (
+                f"engines[{number}] has {ranks} ranks: unless it says where it replays, lost batches cannot be had "
+                f"again, because the default replay port {replay} is an event port of its ranks"
+            )

@@ -1,0 +1,136 @@
+"""The range of every leaf, as data beside the tree.
+
+Invariant: every numeric leaf of the tree has a range here, and every text leaf a form (a test holds
+this). Types are checked before; ranges see values of the leaf's own type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from warmroute.config.addresses import PORT_MAX, check_listen_host, parse_url, parse_zmq
+
+DAY_S: Final = 86_400.0
+"""No pause or patience of a router is longer; a longer one is a slip of the unit."""
+GIB: Final = 1024**3
+BATCHES_MAX: Final = 100_000_000
+RANKS_MAX: Final = 1024
+TOPIC_BYTES_MAX: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers from `low` (not included if `above`) to `high`, both finite."""
+
+    low: float
+    high: float
+    above: bool = False
+
+    def describe(self, noun: str) -> str:
+        """`an integer from 1 to 65535`."""
+        low, high = _number(self.low), _number(self.high)
+        return f"{noun} above {low} up to {high}" if self.above else f"{noun} from {low} to {high}"
+
+    def refuse(self, value: object) -> str | None:
+        """The clause that says why `value` is refused, or None."""
+        if not isinstance(value, int | float) or math.isnan(value):
+            return "is not a number"
+        if not self.low <= value <= self.high or (self.above and value == self.low):
+            return "is out of range"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Text that `parse` takes; `expects` says which."""
+
+    expects: str
+    parse: Callable[[str], object]
+
+    def describe(self, noun: str) -> str:
+        """`text: a URL http://HOST:PORT` without the noun: the form says more."""
+        del noun
+        return self.expects
+
+    def refuse(self, value: object) -> str | None:
+        """The clause that says why `value` is refused, or None."""
+        try:
+            self.parse(str(value))
+        except ValueError as error:
+            return str(error)
+        return None
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def _check_topic(topic: str) -> None:
+    if len(topic.encode()) > TOPIC_BYTES_MAX:
+        raise ValueError("is too long")
+    if not topic.isprintable():
+        raise ValueError("has unprintable characters")
+
+
+def _check_path(path: str) -> None:
+    if not path or "\0" in path:
+        raise ValueError("is no path")
+
+
+POLICIES: Final = ("warmroute", "round_robin", "least_loaded")
+"""The policies that are built in."""
+
+
+def _check_policy(policy: str) -> None:
+    if policy not in POLICIES:
+        raise ValueError("is no policy")
+
+
+_TIME: Final = Range(0, DAY_S, above=True)
+_TIME_OR_NONE: Final = Range(0, DAY_S)
+_PORT: Final = Range(1, PORT_MAX)
+_SHARE: Final = Range(0, 1)
+_RATE: Final = Range(0, 1e9, above=True)
+_URL: Final = Form("a URL http://HOST:PORT or https://HOST:PORT", parse_url)
+_ZMQ: Final = Form("a ZMQ address tcp://HOST:PORT or ipc://PATH to connect to", parse_zmq)
+
+RANGES: Final[Mapping[str, Range | Form]] = {
+    "engines[].url": _URL,
+    "engines[].events_endpoint": _ZMQ,
+    "engines[].replay_endpoint": _ZMQ,
+    "engines[].topic": Form(f"printable text of at most {TOPIC_BYTES_MAX} bytes", _check_topic),
+    "engines[].data_parallel_size": Range(1, RANKS_MAX),
+    "gateway.host": Form("an IP address or localhost", check_listen_host),
+    "gateway.port": Range(0, PORT_MAX),
+    "gateway.max_body_bytes": Range(1, GIB),
+    "gateway.max_head_bytes": Range(1024, GIB),  # below 1 KiB no real client's head fits
+    "gateway.head_timeout_s": _TIME,
+    "gateway.connect_timeout_s": _TIME,
+    "gateway.keepalive_timeout_s": _TIME,
+    "gateway.drain_timeout_s": _TIME_OR_NONE,
+    "gateway.retries": Range(0, 100),
+    "events.port": _PORT,
+    "events.replay_port": _PORT,
+    "events.replay_timeout_s": _TIME,
+    "events.reconnect_backoff_s": _TIME,
+    "events.reconnect_backoff_max_s": _TIME,
+    "events.pending_batches_max": Range(1, BATCHES_MAX),
+    "events.orphan_blocks_max": Range(0, BATCHES_MAX),
+    "tokenizer.path": Form("the path of a folder", _check_path),
+    "tokenizer.remote_endpoint": _URL,
+    "tokenizer.timeout_s": _TIME,
+    "routing.policy": Form(f"one of {', '.join(POLICIES)}", _check_policy),
+    "routing.prefill_tokens_per_s": _RATE,
+    "routing.decode_tokens_per_s": _RATE,
+    "routing.decode_weight": Range(0, 1e6),
+    "routing.speculative_ttl_s": _TIME_OR_NONE,
+    "routing.cpu_hit_worth": _SHARE,
+    "routing.storage_hit_worth": _SHARE,
+    "routing.degraded_belief": _SHARE,
+    "membership.probe_interval_s": _TIME,
+    "membership.probe_timeout_s": _TIME,
+    "membership.retry_interval_s": _TIME,
+}

@@ -1,0 +1,91 @@
+"""Every default, pinned; and the table of leaves, which flags, variables and the reference page are made from."""
+
+from __future__ import annotations
+
+import pytest
+
+from warmroute.config import Config, EngineConfig, load
+from warmroute.config.leaves import ENGINE_LEAVES, LEAVES, REQUIRED, Leaf
+from warmroute.config.ranges import RANGES
+
+DEFAULTS = {
+    "engines": (),
+    "gateway.host": "127.0.0.1",
+    "gateway.port": 8080,
+    "gateway.max_body_bytes": 32 * 1024 * 1024,
+    "gateway.max_head_bytes": 64 * 1024,
+    "gateway.head_timeout_s": 10.0,
+    "gateway.connect_timeout_s": 2.0,
+    "gateway.keepalive_timeout_s": 75.0,
+    "gateway.drain_timeout_s": 30.0,
+    "gateway.retries": 2,
+    "gateway.decision_headers": True,
+    "events.enabled": True,
+    "events.port": 5557,
+    "events.replay_port": 5558,
+    "events.replay_timeout_s": 5.0,
+    "events.reconnect_backoff_s": 1.0,
+    "events.reconnect_backoff_max_s": 30.0,
+    "events.pending_batches_max": 100_000,
+    "events.orphan_blocks_max": 65_536,
+    "tokenizer.mode": "auto",
+    "tokenizer.path": None,
+    "tokenizer.remote_endpoint": None,
+    "tokenizer.timeout_s": 1.0,
+    "routing.policy": "warmroute",
+    "routing.prefill_tokens_per_s": 8000.0,
+    "routing.decode_tokens_per_s": 40.0,
+    "routing.decode_weight": 1.0,
+    "routing.speculative_ttl_s": 2.0,
+    "routing.cpu_hit_worth": 0.8,
+    "routing.storage_hit_worth": 0.5,
+    "routing.degraded_belief": 0.5,
+    "membership.probe_interval_s": 2.0,
+    "membership.probe_timeout_s": 2.0,
+    "membership.retry_interval_s": 1.0,
+    "log.level": "info",
+}
+ENGINE_DEFAULTS = {
+    "url": REQUIRED,
+    "events_endpoint": None,
+    "replay_endpoint": None,
+    "topic": None,
+    "data_parallel_size": None,
+    "events": True,
+}
+ALL_LEAVES = [*LEAVES.values(), *ENGINE_LEAVES.values()]
+
+
+def test_every_default_is_pinned() -> None:
+    assert {key: leaf.default for key, leaf in LEAVES.items()} == DEFAULTS
+    assert {name: leaf.default for name, leaf in ENGINE_LEAVES.items()} == ENGINE_DEFAULTS
+
+
+def test_the_table_agrees_with_the_constructors() -> None:
+    assert load(flags={}, environ={}).config == Config()
+    given = {name: value for name, value in ENGINE_DEFAULTS.items() if value is not REQUIRED}
+    assert EngineConfig(url="http://a:1", **given) == EngineConfig(url="http://a:1")  # type: ignore[arg-type]
+
+
+def test_names_are_unique() -> None:
+    for names in ([leaf.flag for leaf in LEAVES.values()], [leaf.variable for leaf in LEAVES.values()]):
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("leaf", ALL_LEAVES, ids=lambda leaf: leaf.key)
+def test_every_leaf_is_documented_and_ranged(leaf: Leaf) -> None:
+    assert leaf.doc
+    assert leaf.expects
+    if leaf.key != "engines" and leaf.kind is not bool and not leaf.choices:
+        assert leaf.range is not None, f"add {leaf.key} to config/ranges.py"
+        if leaf.default is not None and leaf.default is not REQUIRED:
+            assert leaf.range.refuse(leaf.default) is None
+
+
+def test_every_range_is_of_a_leaf() -> None:
+    assert RANGES.keys() <= {leaf.key for leaf in ALL_LEAVES}
+
+
+def test_documentation_spells_values_as_operators_do() -> None:
+    assert LEAVES["events.enabled"].doc.startswith("false: no subscriptions")
+    assert "null: nowhere" in LEAVES["events.replay_port"].doc
