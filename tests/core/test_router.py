@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.index.reference import ReferenceIndex
 from warmroute.core.policy import Candidates
-from warmroute.core.router import SETTLE_S, PickRequest, Reason, Router
+from warmroute.core.router import PickRequest, Reason, Router
 from warmroute.core.wire.events import BlockRemoved, BlockStored
 from warmroute.errors import NoWorkerError
 from warmroute.types import Endpoint, Fleet, Medium, ModelInfo, Trust, TrustState, Worker, WorkerId
@@ -107,7 +107,7 @@ def test_p31_ties_under_a_burst_spread() -> None:
     one_by_one = []
     for n in range(8):
         decision = router.pick(ask(tokens(3, 1000 * n)), fleet, float(n))
-        router.release(decision, float(n), served=True)
+        router.release(decision, 1.0, served=True)
         one_by_one.append(decision.worker.id)
     assert sorted(one_by_one) == [0, 0, 1, 1, 2, 2, 3, 3]
 
@@ -119,25 +119,42 @@ def test_load_is_booked_at_once_and_released_at_the_end() -> None:
     assert (load.requests, load.prefill_tokens, load.decoding) == (1, 161, 0)
     router.prefilled(decision, 1.0)
     assert (load.requests, load.prefill_tokens, load.decoding) == (1, 0, 1)
-    router.release(decision, 2.0, served=True)
+    router.release(decision, 1.0, served=True)
     assert router.load.of(WorkerId(0), 2.0).requests == 0
 
 
-def test_blocks_of_a_request_under_way_are_claimed_until_shortly_after_its_first_byte() -> None:
+def test_blocks_of_a_request_under_way_are_claimed_until_its_time_is_over() -> None:
     router, fleet, _ = make(1)
     prompt = tokens(10)
     first = router.pick(ask(prompt), fleet, 0.0)
     second = router.pick(ask(prompt), fleet, 0.0)
     assert (second.overlap_tokens, second.claimed_tokens) == (160, 160)
-    router.prefilled(first, 0.5)
-    router.release(first, 0.5, served=True)
-    assert router.pick(ask(prompt), fleet, 0.5 + SETTLE_S + 0.01).overlap_tokens == 0, "no event confirmed it"
+    router.prefilled(first, 0.1)
+    router.release(first, 1.0, served=True)
+    assert router.pick(ask(prompt), fleet, 1.9).overlap_tokens == 160, "its events may be late"
+    assert router.pick(ask(tokens(10)), fleet, 9.0).overlap_tokens == 0, "no event ever confirmed it"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_once_events_have_confirmed_a_claim_they_are_the_truth(late: bool) -> None:
+    router, fleet, index = make(1)
+    prompt = tokens(10)
+    first = router.pick(ask(prompt), fleet, 0.0)
+    if late:
+        router.prefilled(first, 0.1)
+        store(index, 0, prompt)
+        router.applied(WorkerId(0), 0.1)
+    else:
+        store(index, 0, prompt)
+        router.prefilled(first, 0.1)
+    index.apply(WorkerId(0), [BlockRemoved(block_hashes=(9,))])
+    assert router.pick(ask(prompt), fleet, 0.1).overlap_tokens == 144, "evicted right after it was confirmed"
 
 
 def test_a_request_that_was_never_taken_up_claims_nothing() -> None:
     router, fleet, _ = make(1)
     prompt = tokens(10)
-    router.release(router.pick(ask(prompt), fleet, 0.0), 0.0, served=False)
+    router.release(router.pick(ask(prompt), fleet, 0.0), 1.0, served=False)
     assert router.pick(ask(prompt), fleet, 0.0).overlap_tokens == 0
 
 
@@ -276,6 +293,6 @@ def test_whatever_is_asked_load_returns_to_zero(steps: list[tuple[int, int, bool
         if served and running:
             router.prefilled(running[0][0], float(now))
     for decision, served in running:
-        router.release(decision, 100.0, served=served)
+        router.release(decision, 1.0, served=served)
     router.load.check()
     assert all(router.load.of(w.id, 200.0).requests == 0 for w in fleet.workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmroute.core.speculation import Speculation
+from warmroute.core.speculation import Claim, Speculation
 from warmroute.types import PrefixHash, WorkerId
 
 W1, W2 = WorkerId(1), WorkerId(2)
@@ -15,42 +15,52 @@ def chain(*numbers: int) -> list[PrefixHash]:
     return [PrefixHash(n) for n in numbers]
 
 
+def claim(claims: Speculation, worker: WorkerId, chain: list[PrefixHash], now: float, ttl_s: float) -> Claim:
+    made = Claim(worker, chain, 16, 0, now + ttl_s)
+    claims.add(made, now)
+    return made
+
+
 def test_t28_a_claim_is_believed_before_its_time_to_live_and_not_after() -> None:
     claims = Speculation()
-    claims.add(W1, chain(1, 2), now=0.0, ttl_s=2.0)
+    claim(claims, W1, chain(1, 2), now=0.0, ttl_s=2.0)
     assert claims.extend(chain(1, 2, 3), {}, now=1.9) == {W1: 2}
     assert claims.extend(chain(1, 2, 3), {}, now=2.0) == {}
 
 
 def test_t28_a_confirmed_entry_survives_the_claim() -> None:
     claims = Speculation()
-    claims.add(W1, chain(1, 2), now=0.0, ttl_s=2.0)
+    claim(claims, W1, chain(1, 2), now=0.0, ttl_s=2.0)
     assert claims.extend(chain(1, 2, 3), {W1: 1}, now=1.0) == {W1: 1}
     assert claims.extend(chain(1, 2, 3), {W1: 1}, now=3.0) == {}
 
 
 def test_a_claim_counts_only_where_the_confirmed_overlap_ends() -> None:
     claims = Speculation()
-    claims.add(W1, chain(3, 4), now=0.0, ttl_s=2.0)
+    claim(claims, W1, chain(3, 4), now=0.0, ttl_s=2.0)
     assert claims.extend(chain(1, 2, 3, 4), {W1: 2}, now=1.0) == {W1: 2}
     assert claims.extend(chain(1, 2, 3, 4), {W1: 1}, now=1.0) == {}, "block 2 was evicted meanwhile"
     assert claims.extend(chain(1, 2, 3, 4), {}, now=1.0) == {}
 
 
-def test_the_first_byte_shortens_a_claim_but_never_lengthens_it() -> None:
+def test_a_claim_that_ended_is_not_believed_though_its_time_is_not_over() -> None:
     claims = Speculation()
-    claim = claims.add(W1, chain(1), now=0.0, ttl_s=2.0)
-    claim.settle(5.0)
-    assert claim.deadline == 2.0
-    claim.settle(0.5)
-    assert claims.extend(chain(1), {}, now=0.4) == {W1: 1}
-    assert claims.extend(chain(1), {}, now=0.5) == {}
+    made = claim(claims, W1, chain(1), now=0.0, ttl_s=2.0)
+    made.end()
+    assert claims.extend(chain(1), {}, now=0.1) == {}
+
+
+def test_a_claim_covers_only_what_was_not_known_to_be_held() -> None:
+    claims = Speculation()
+    claims.add(Claim(W1, chain(1, 2, 3), 16, 2, 9.0), 0.0)
+    assert claims.extend(chain(1, 2, 3), {W1: 2}, now=1.0) == {W1: 1}
+    assert claims.extend(chain(1, 2, 3), {W1: 1}, now=1.0) == {}
 
 
 def test_claims_of_workers_do_not_mix_and_are_forgotten_together() -> None:
     claims = Speculation()
-    claims.add(W1, chain(1, 2), now=0.0, ttl_s=2.0)
-    claims.add(W2, chain(1), now=0.0, ttl_s=2.0)
+    claim(claims, W1, chain(1, 2), now=0.0, ttl_s=2.0)
+    claim(claims, W2, chain(1), now=0.0, ttl_s=2.0)
     assert claims.extend(chain(1, 2), {}, now=1.0) == {W1: 2, W2: 1}
     claims.forget(W1)
     assert claims.extend(chain(1, 2), {}, now=1.0) == {W2: 1}
@@ -60,7 +70,7 @@ def test_claims_of_workers_do_not_mix_and_are_forgotten_together() -> None:
 def test_expired_claims_take_no_memory() -> None:
     claims = Speculation()
     for n in range(100):
-        claims.add(W1, chain(*range(n * 10, n * 10 + 10)), now=float(n), ttl_s=2.0)
+        claim(claims, W1, chain(*range(n * 10, n * 10 + 10)), now=float(n), ttl_s=2.0)
     assert len(claims) <= 30
 
 
@@ -75,7 +85,7 @@ def test_a_claim_never_reaches_beyond_what_was_claimed(
     claims, now, believed = Speculation(), 0.0, dict[int, float]()
     for start, end, ttl_s in adds:
         now += 1.0
-        claims.add(W1, chain(*range(start, end)), now, ttl_s)
+        claim(claims, W1, chain(*range(start, end)), now, ttl_s)
         believed |= dict.fromkeys(range(start, end), now + ttl_s)
     now += asked_after
     at = confirmed

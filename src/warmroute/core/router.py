@@ -22,10 +22,6 @@ from warmroute.core.speculation import Claim, Speculation
 from warmroute.errors import NoWorkerError
 from warmroute.types import Fleet, PrefixHash, TokenIds, TrustState, Worker, WorkerId
 
-SETTLE_S = 0.25
-"""How long a claim outlives the first byte of its answer: engines publish a prefill's blocks before or within
-milliseconds of that byte, so from then on the events are the truth."""
-
 BYTES_PER_TOKEN = 4
 """Rough length of a token in a prompt's bytes: only for the load of requests whose tokens are not known."""
 
@@ -81,7 +77,7 @@ class CandidateView(msgspec.Struct, frozen=True):
     chosen: bool
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct):
     """Where a request goes, and everything that was weighed."""
 
     worker: Worker
@@ -94,11 +90,13 @@ class Decision(msgspec.Struct, frozen=True):
     claimed_tokens: int
     """The part of `overlap_tokens` that rests on requests still under way there."""
     lease: Lease
-    claim: Claim | None
+    claims: tuple[Claim, ...]
     candidates: Candidates
     costs: tuple[float, ...]
     overlaps: dict[WorkerId, _Held]
     at: float
+    served: bool = False
+    """Whether its prefill is known to be done."""
 
     def explain(self) -> list[CandidateView]:
         """Every candidate with its numbers, the cheapest first."""
@@ -172,7 +170,7 @@ class Router:
         candidates = self._candidates(request, workers, held, now)
         costs = tuple(self.policy.costs(candidates))
         chosen = self._cheapest(costs, candidates)
-        lease, claim = self._book(request, candidates, chosen, chains, now)
+        lease, claims = self._book(request, candidates, chosen, chains, now)
         entry = held.get(workers[chosen].id)
         return Decision(
             worker=workers[chosen],
@@ -183,7 +181,7 @@ class Router:
             overlap_tokens=candidates.overlap_tokens[chosen],
             claimed_tokens=entry.claimed_tokens if entry else 0,
             lease=lease,
-            claim=claim,
+            claims=claims,
             candidates=candidates,
             costs=costs,
             overlaps=held,
@@ -191,16 +189,34 @@ class Router:
         )
 
     def prefilled(self, decision: Decision, now: float) -> None:
-        """The first byte of the answer's body came."""
+        """The first byte of the answer's body came: the prompt's blocks are stored."""
         self.load.prefilled(decision.lease)
-        if decision.claim is not None:
-            decision.claim.settle(now + SETTLE_S)
+        if not decision.served:
+            decision.served = True
+            for claim in decision.claims:
+                self.speculation.served(claim)
+            self.applied(decision.worker.id, now)
 
     def release(self, decision: Decision, now: float, *, served: bool) -> None:
-        """The request is over. `served` is false if the worker never took it up: then its claim is void."""
+        """The request is over. `served` is false if the worker never took it up: then its claims are void."""
         self.load.release(decision.lease)
-        if decision.claim is not None:
-            decision.claim.settle(now + SETTLE_S if served else now)
+        if served:
+            self.prefilled(decision, now)
+        else:
+            for claim in decision.claims:
+                claim.end()
+
+    def applied(self, worker: WorkerId, now: float) -> None:
+        """Events of `worker` were applied to the index: what they confirm need not be assumed any more."""
+        self.speculation.confirm(worker, self._is_confirmed, now)
+
+    def forget(self, worker: WorkerId) -> None:
+        """Assume nothing of `worker` any more: it was cleared, restarted or removed."""
+        self.speculation.forget(worker)
+
+    def _is_confirmed(self, claim: Claim) -> bool:
+        matches = self.index.match(claim.chain, claim.block_size)
+        return any(o.worker == claim.worker and o.blocks == len(claim.chain) for o in matches)
 
     def _eligible(self, request: PickRequest, fleet: Fleet) -> tuple[Worker, ...]:
         serving = fleet.workers if request.model is None else fleet.serving(request.model)
@@ -280,20 +296,22 @@ class Router:
 
     def _book(
         self, request: PickRequest, candidates: Candidates, chosen: int, chains: Chains, now: float
-    ) -> tuple[Lease, Claim | None]:
+    ) -> tuple[Lease, tuple[Claim, ...]]:
         """Book the load, and claim the blocks beyond the overlap that the worker is about to store."""
-        worker = candidates.workers[chosen].id
-        uncached = candidates.prompt_tokens - candidates.overlap_tokens[chosen]
+        worker, overlap = candidates.workers[chosen].id, candidates.overlap_tokens[chosen]
+        uncached = candidates.prompt_tokens - overlap
         queued_s = (candidates.prefill_tokens[chosen] + uncached) / self._config.prefill_tokens_per_s
         lease = self.load.book(worker, uncached, prefill_observable=request.streamed, prefill_ends_at=now + queued_s)
+        deadline = now + max(self._config.speculative_ttl_s, 2 * queued_s)
         sizes = self.index.worker_sizes(worker).block_sizes or tuple(chains)
-        blocks = [
-            prefix for size in sizes for prefix in chains.get(size, ())[candidates.overlap_tokens[chosen] // size :]
-        ]
-        if not blocks:
-            return lease, None
-        ttl_s = max(self._config.speculative_ttl_s, 2 * queued_s)
-        return lease, self.speculation.add(worker, blocks, now, ttl_s)
+        claims = tuple(
+            Claim(worker, chains[size], size, overlap // size, deadline)
+            for size in sizes
+            if len(chains.get(size, ())) > overlap // size
+        )
+        for claim in claims:
+            self.speculation.add(claim, now)
+        return lease, claims
 
     def _reason(self, request: PickRequest, overlap_tokens: int) -> Reason:
         if not isinstance(self.policy, LeastWork):

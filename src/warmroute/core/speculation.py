@@ -2,8 +2,8 @@
 
 Between a dispatch and the engine's own event lies the time of a prefill: without this, a burst of equal prompts would
 see nothing anywhere and spread, though the engine shares blocks among requests that run together. A claim covers the
-blocks beyond what the worker was known to hold, and is believed until its deadline: shortly after the first byte of
-the answer, when the events of that prefill have come, or after its time to live.
+blocks beyond what the worker was known to hold, and is believed until events have confirmed it (from then on they are
+the truth, an eviction included), or until its time to live is over.
 
 Invariant: a claim adds only to an unbroken run that starts where the confirmed overlap ends, so an eviction reported
 meanwhile takes the speculative rest with it.
@@ -12,24 +12,28 @@ meanwhile takes the speculative rest with it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from warmroute.types import PrefixHash, WorkerId
 
 
 class Claim:
-    """The blocks of one dispatched request on one worker, believed until `deadline` (seconds)."""
+    """Blocks `start` and on of one dispatched request's `chain`, believed to be on `worker` until `deadline` (s)."""
 
-    __slots__ = ("deadline", "prefixes", "worker")
+    __slots__ = ("block_size", "chain", "deadline", "start", "worker")
 
-    def __init__(self, worker: WorkerId, prefixes: Sequence[PrefixHash], deadline: float) -> None:
+    def __init__(
+        self, worker: WorkerId, chain: Sequence[PrefixHash], block_size: int, start: int, deadline: float
+    ) -> None:
         self.worker = worker
-        self.prefixes = prefixes
+        self.chain = chain
+        self.block_size = block_size
+        self.start = start
         self.deadline = deadline
 
-    def settle(self, deadline: float) -> None:
-        """Believe it no longer than until `deadline`."""
-        self.deadline = min(self.deadline, deadline)
+    def end(self) -> None:
+        """Believe it no longer."""
+        self.deadline = float("-inf")
 
 
 class Speculation:
@@ -38,20 +42,18 @@ class Speculation:
     def __init__(self) -> None:
         self._claims: dict[WorkerId, dict[PrefixHash, Claim]] = {}
         self._order: dict[WorkerId, deque[Claim]] = {}
+        self._served: dict[WorkerId, list[Claim]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._claims.values()))
 
-    def add(self, worker: WorkerId, prefixes: Sequence[PrefixHash], now: float, ttl_s: float) -> Claim:
-        """Claim `prefixes` for `worker`. A later claim on the same block takes its place."""
-        self._expire(worker, now)
-        claim = Claim(worker, prefixes, now + ttl_s)
-        if prefixes:
-            blocks = self._claims.setdefault(worker, {})
-            for prefix in prefixes:
-                blocks[prefix] = claim
-            self._order.setdefault(worker, deque()).append(claim)
-        return claim
+    def add(self, claim: Claim, now: float) -> None:
+        """Make a claim. A later one on the same block takes its place."""
+        self._expire(claim.worker, now)
+        blocks = self._claims.setdefault(claim.worker, {})
+        for prefix in claim.chain[claim.start :]:
+            blocks[prefix] = claim
+        self._order.setdefault(claim.worker, deque()).append(claim)
 
     def extend(
         self, prefixes: Sequence[PrefixHash], confirmed: Mapping[WorkerId, int], now: float
@@ -67,11 +69,31 @@ class Speculation:
                 extra[worker] = at - start
         return extra
 
+    def served(self, claim: Claim) -> None:
+        """The claim's request has been computed: its blocks are stored, and events that say so are due."""
+        self._served.setdefault(claim.worker, []).append(claim)
+
+    def confirm(self, worker: WorkerId, confirmed: Callable[[Claim], bool], now: float) -> None:
+        """End those served claims of `worker` that events have confirmed: from then on the events are the truth."""
+        waiting = self._served.pop(worker, None)
+        if not waiting:
+            return
+        left = []
+        for claim in waiting:
+            if claim.deadline > now:
+                if confirmed(claim):
+                    claim.end()
+                else:
+                    left.append(claim)
+        if left:
+            self._served[worker] = left
+
     def forget(self, worker: WorkerId) -> None:
         """Nothing is assumed of `worker` any more: it was cleared, restarted or removed."""
         self._claims.pop(worker, None)
+        self._served.pop(worker, None)
         for claim in self._order.pop(worker, ()):
-            claim.deadline = float("-inf")
+            claim.end()
 
     def _expire(self, worker: WorkerId, now: float) -> None:
         order = self._order.get(worker)
@@ -80,7 +102,7 @@ class Speculation:
         blocks = self._claims[worker]
         while order and order[0].deadline <= now:
             claim = order.popleft()
-            for prefix in claim.prefixes:
+            for prefix in claim.chain[claim.start :]:
                 if blocks.get(prefix) is claim:
                     del blocks[prefix]
         if not order:

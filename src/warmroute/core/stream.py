@@ -1,0 +1,488 @@
+"""The life of one worker's event stream: what to apply, what to ask again, and how far the result may be believed.
+
+A state machine without I/O: inputs are what happened and when, outputs are effects for the caller to perform in order.
+`stream_states.TRANSITIONS` is all of its moves.
+
+Promises, held by a property test against a publisher that loses, repeats and restarts:
+
+- Batches of one run of an engine are applied in order and at most once; between two purges, those of one run only.
+- The trust state is LIVE only if every batch of the run since its start (or since the cache was last cleared) has been
+  applied and every event in them could be read.
+
+A run is recognised by its *anchor*: a replay after a reconnect or a gap starts one batch before the first missing one,
+and that batch must be the one that was applied. Sequence numbers alone cannot tell a run from the one after it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TypeAlias
+
+from warmroute.config.tree import EventsConfig
+from warmroute.core.stream_states import (
+    TRANSITIONS,
+    Apply,
+    Cause,
+    Count,
+    Counted,
+    Effect,
+    EndReplay,
+    Purge,
+    Replay,
+    SetTrust,
+    State,
+)
+from warmroute.core.wire.events import AllBlocksCleared, EventBatch
+from warmroute.types import TrustState
+
+_Received: TypeAlias = EventBatch | str
+"""A batch, or why its payload could not be read."""
+
+NO_ENDPOINT = "no_endpoint"
+"""The reason of a failed replay when the engine has no replay socket: asking again is useless."""
+PROBE_IDLE_S = 30.0
+"""After so long a silence the engine is asked for what it has: a loss shows itself only with the next batch."""
+_TRIES_MAX = 3
+"""How often a hole is asked for again without any progress."""
+_REMEMBERED = 1024
+"""How many applied batches are remembered by their hash, to tell a repetition from a restart."""
+_UNREADABLE_MARK = 0
+
+
+class Stream:
+    """One worker's stream. Every input returns the effects it has, to be performed in order before the next input.
+
+    `now` is in seconds of any clock that never goes back. `stagger`, in [0, 1), spreads the retries of many streams.
+    """
+
+    def __init__(self, config: EventsConfig, stagger: float = 0.0) -> None:
+        self.state = State.CONNECTING
+        self.trust = TrustState.BLIND
+        self.expected: int | None = 0
+        """Number of the next batch to apply; None: whichever comes first."""
+        self._config = config
+        self._stagger = stagger
+        self._effects: list[Effect] = []
+        self._trust_reason = ""
+        # The view: what was applied since the last purge.
+        self._since = 0
+        self._marks = array("q", bytes(8 * _REMEMBERED))
+        self._first_ts = self._last_ts = 0.0
+        self._flaw: str | None = None
+        # The subscription.
+        self._pending: dict[int, _Received] = {}
+        self._live_seq, self._live_ts = -1, 0.0
+        self._heard_at = 0.0
+        self._connected_implied = False
+        # The replay under way.
+        self._asked: int | None = None
+        self._asked_expected = 0
+        self._anchored = False
+        self._answered = False
+        self._unverified = False
+        self._rebuilding = False
+        self._tries = 0
+        self._can_replay = True
+        self._retry_at: float | None = None
+        self._backoff_s = config.reconnect_backoff_s
+
+    def __repr__(self) -> str:
+        return f"Stream({self.state}, {self.trust}, expected={self.expected}, pending={len(self._pending)})"
+
+    # Inputs.
+
+    def connected(self, now: float) -> list[Effect]:
+        """The subscription is up: what is published from now on arrives."""
+        if self.state is not State.DEAD:
+            if self.state is not State.CONNECTING and not self._connected_implied:
+                self._disconnect()
+            if self.state is State.CONNECTING:
+                self._connect(now)
+            self._connected_implied = False
+        return self._flush()
+
+    def disconnected(self, now: float) -> list[Effect]:  # noqa: ARG002 - every input says when
+        """The transport went away."""
+        if self.state not in {State.CONNECTING, State.DEAD}:
+            self._disconnect()
+        return self._flush()
+
+    def live(self, seq: int, batch: EventBatch, now: float) -> list[Effect]:
+        """A published batch came."""
+        return self._heard(seq, batch, now)
+
+    def replayed(self, seq: int, batch: EventBatch, now: float) -> list[Effect]:  # noqa: ARG002 - every input says when
+        """A replayed batch came."""
+        return self._reply(seq, batch)
+
+    def undecodable(self, seq: int | None, reason: str, now: float, *, replayed: bool = False) -> list[Effect]:
+        """A message came whose payload (or, with `seq` None, whose frames) could not be read."""
+        self._count("undecodable")
+        if seq is None:
+            return self._flush()
+        return self._reply(seq, reason) if replayed else self._heard(seq, reason, now)
+
+    def replay_ended(self, now: float) -> list[Effect]:
+        """The replay's end marker came."""
+        if self._asked is not None:
+            anchored, answered, rebuilding = self._anchored, self._answered, self._rebuilding
+            self._end_replay()
+            self._backoff_s = self._config.reconnect_backoff_s
+            self._heard_at = now
+            if rebuilding or self.state is State.LIVE:
+                pass  # Nothing to rebuild from, or a probe that found nothing missing.
+            elif anchored and not answered:
+                # The engine has never got as far as the anchor: it is another run, or it remembers nothing.
+                self._count("restarts")
+                self._start_over("the engine has no such batch any more", Cause.RESTARTED)
+            else:
+                self._catch_up()
+        return self._flush()
+
+    def replay_failed(self, reason: str, now: float) -> list[Effect]:
+        """The replay that was asked for cannot be had, or fell silent before its end."""
+        if self._asked is not None:
+            self._count("replay_failures")
+            anchored, answered, live = self._anchored, self._answered, self.state is State.LIVE
+            rebuilding = self._rebuilding
+            self._forget_replay()
+            if reason == NO_ENDPOINT:
+                self._can_replay = False
+            elif rebuilding or not live:
+                self._retry_at = now + self._backoff_s * (1 + self._stagger)
+                self._backoff_s = min(2 * self._backoff_s, self._config.reconnect_backoff_max_s)
+            if live:
+                self._heard_at = now
+            elif answered:
+                self._ask_again(f"replay: {reason}")
+            else:
+                self._do_without(anchored, f"no replay: {reason}")
+        return self._flush()
+
+    def restarted(self, now: float, process_start: float | None = None) -> list[Effect]:  # noqa: ARG002 - as above
+        """Somebody else saw that the engine is a new process, begun at `process_start` (Unix seconds, if known)."""
+        if self.state is not State.DEAD and self._holds:
+            seen = process_start is not None and self._first_ts >= process_start
+            if not seen:
+                self._restart("the engine is a new process")
+        return self._flush()
+
+    def tainted(self, reason: str, now: float) -> list[Effect]:  # noqa: ARG002 - as above
+        """Something in an applied batch could not be applied: the view is incomplete from now on."""
+        self._flaw = reason
+        self._tell()
+        return self._flush()
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time passes. Due about once a second: rebuilds after failed replays, and probes a silent engine."""
+        if self.state is State.LIVE and self._asked is None:
+            if self._retry_at is not None and now >= self._retry_at:
+                self._retry_at = None
+                if self._flaw is not None or self.expected is None:
+                    self._rebuilding = True
+                    self._ask(0)
+            elif self._can_replay and self.expected is not None and now - self._heard_at >= PROBE_IDLE_S:
+                self._heard_at = now
+                self._ask(self._anchor())
+        return self._flush()
+
+    def retire(self) -> list[Effect]:
+        """The worker is gone for good."""
+        if self.state is not State.DEAD:
+            self._end_replay()
+            self._pending.clear()
+            self._move(Cause.RETIRED)
+        return self._flush()
+
+    # Receiving.
+
+    def _heard(self, seq: int, received: _Received, now: float) -> list[Effect]:
+        if self.state is not State.DEAD:
+            if self.state is State.CONNECTING:  # The message overtook the news of the connection.
+                self._connect(now)
+                self._connected_implied = True
+            self._heard_at = now
+            self._receive(seq, received, live=True)
+            self._tell()
+        return self._flush()
+
+    def _reply(self, seq: int, received: _Received) -> list[Effect]:
+        if self._asked is not None:
+            if self._rebuilding:
+                self._rebuilding = False
+                self._move(Cause.REBUILT)
+                self._purge("rebuilt from a replay", 0)
+            first, self._answered = not self._answered, True
+            # The engine's buffer no longer reaches back to where the replay was to begin.
+            if first and seq > self._asked and self._is_hole(seq):
+                self._skip_to(seq, "the engine's replay buffer was too short")
+            self._receive(seq, received, live=False)
+            self._tell()
+        return self._flush()
+
+    def _is_hole(self, seq: int) -> bool:
+        # Where an anchor was asked for and did not come, even the very next batch may be of another run.
+        return self.expected is None or seq > self.expected or (seq == self.expected and self._anchored)
+
+    def _receive(self, seq: int, received: _Received, *, live: bool) -> None:
+        known, mark = self._mark(seq), _mark_of(received)
+        ts = self._last_ts if isinstance(received, str) else received.ts
+        if known is not None:
+            another_run = known != mark
+        elif self.expected is not None and seq < self.expected:
+            another_run = ts >= self._last_ts  # Too long ago to be compared: a repetition is older than what followed.
+        else:
+            another_run = live and seq < self._live_seq and ts >= self._live_ts
+        if another_run:
+            self._restart("the sequence went back" if live else "the replay is of another run")
+            if not live:
+                return  # The replay that was just asked for brings it again.
+        elif known is not None or (self.expected is not None and seq < self.expected):
+            if live:
+                self._count("duplicates")
+            else:
+                self._unverified = self._unverified and seq + 1 != self.expected
+                self._drain()
+            return
+        if live:
+            self._live_seq, self._live_ts = seq, ts
+        self._accept(seq, received)
+
+    def _accept(self, seq: int, received: _Received) -> None:
+        if self.expected is None:
+            self._join(seq, "nothing replayed what was published before")
+        if seq == self.expected and not self._unverified:
+            self._apply(seq, received)
+            if self._rebuilding:
+                self._hold(seq, received)
+            else:
+                self._drain()
+            return
+        if self.state is State.LIVE:
+            missed = seq - (self.expected or 0)
+            self._count("gaps")
+            self._count("missed", missed)
+            self._move(Cause.JUMPED)
+            self._tries = 0
+            if self._rebuilding:
+                self._retry_at = 0.0  # As soon as the gap is filled.
+            self._abandon_replay()
+            self._ask(self._anchor())
+        self._hold(seq, received)
+
+    def _hold(self, seq: int, received: _Received) -> None:
+        self._pending[seq] = received
+        if len(self._pending) <= self._config.pending_batches_max:
+            return
+        self._count("overflows")
+        if self.state is State.LIVE:  # A rebuild that cannot keep up; the view as it is stays.
+            self._abandon_replay()
+            self._pending.clear()
+        elif self._tries < _TRIES_MAX:
+            self._tries += 1
+            self._pending.clear()
+            self._start_over("too many batches came while a replay was under way", Cause.OVERFLOWED)
+        else:
+            self._abandon_replay()
+            self._give_up("the engine publishes faster than it replays")
+
+    def _apply(self, seq: int, received: _Received) -> None:
+        self.expected = seq + 1
+        self._marks[seq % _REMEMBERED] = _mark_of(received)
+        if isinstance(received, str):
+            self._flaw = f"batch {seq} could not be read: {received}"
+            return
+        if seq == self._since:
+            self._first_ts = received.ts
+        self._last_ts = received.ts
+        self._effects.append(Apply(seq, received))
+        if received.rejected:
+            self._flaw = f"events of batch {seq} could not be read: {received.rejected[0].reason}"
+        elif self._flaw is not None and any(isinstance(event, AllBlocksCleared) for event in received.events):
+            self._flaw = None
+
+    def _drain(self) -> None:
+        while self._pending and self.expected is not None and not self._unverified:
+            received = self._pending.pop(self.expected, None)
+            if received is None:
+                return
+            self._apply(self.expected, received)
+
+    # Connecting, replaying, and starting over.
+
+    def _connect(self, now: float) -> None:
+        self._move(Cause.CONNECTED)
+        self._heard_at = now
+        self._tries = 0
+        if self.expected is None:
+            self.expected = self._since = 0
+        self._unverified = self._holds
+        self._ask(self._anchor())
+        self._tell()
+
+    def _disconnect(self) -> None:
+        self._move(Cause.DISCONNECTED)
+        self._abandon_replay()
+        self._pending.clear()
+        self._live_seq = -1
+        self._connected_implied = False
+        self._tell()
+
+    def _anchor(self) -> int:
+        """Where a replay must begin to show that it is of the run that was applied."""
+        return self.expected - 1 if self.expected and self._holds else self.expected or 0
+
+    def _ask(self, start: int) -> None:
+        self._asked, self._asked_expected, self._answered = start, self.expected or 0, False
+        self._anchored = start < self._asked_expected
+        self._count("replays")
+        self._effects.append(Replay(start))
+
+    def _forget_replay(self) -> None:
+        self._asked, self._answered = None, False
+        if self._rebuilding:
+            self._rebuilding = False
+            self._pending.clear()
+
+    def _abandon_replay(self) -> None:
+        if self._asked is not None:
+            self._end_replay()
+
+    def _end_replay(self) -> None:
+        if self._asked is not None:
+            self._effects.append(EndReplay())
+        self._forget_replay()
+
+    def _catch_up(self) -> None:
+        """A replay is complete: go live, unless there are batches behind a hole."""
+        self._pending = {seq: received for seq, received in self._pending.items() if seq >= (self.expected or 0)}
+        self._unverified = False
+        self._drain()
+        if self._pending:
+            self._ask_again("the replay had a hole")
+        else:
+            self._move(Cause.CAUGHT_UP)
+            self._tell()
+
+    def _ask_again(self, why: str) -> None:
+        if (self.expected or 0) > self._asked_expected:
+            self._tries = 0
+        if self._tries < _TRIES_MAX and self._can_replay:
+            self._tries += 1
+            self._ask(self._anchor())
+        else:
+            self._give_up(why)
+
+    def _do_without(self, anchored: bool, why: str) -> None:
+        """No replay can be had. Go on with what is certain."""
+        if self._pending:
+            self._give_up(why)
+        elif anchored or not self._holds:
+            self._purge(why, None)
+            self._move(Cause.GAVE_UP)
+        else:  # The run has been followed from its first batch.
+            self._move(Cause.GAVE_UP)
+        self._tell()
+
+    def _give_up(self, why: str) -> None:
+        """Start anew behind the last hole: what was known before it may be stale, and must not be credited."""
+        start = max(self._pending, default=None)
+        while start is not None and start - 1 in self._pending:
+            start -= 1
+        if start is None:
+            self._purge(why, None)
+        else:
+            self._skip_to(start, why)
+            self._drain()
+        self._pending.clear()
+        self._move(Cause.GAVE_UP)
+        self._tell()
+
+    def _skip_to(self, seq: int, why: str) -> None:
+        lost = max(0, seq - (self.expected or 0))
+        self._purge(why, None)
+        self._join(seq, why, lost)
+        self._pending = {number: received for number, received in self._pending.items() if number >= seq}
+
+    def _join(self, seq: int, why: str, lost: int | None = None) -> None:
+        lost = seq if lost is None else lost
+        if lost:
+            self._count("lost", lost)
+        self.expected = self._since = seq
+        self._flaw = f"{lost or 'no'} batches lost: {why}" if seq else None
+
+    def _restart(self, reason: str) -> None:
+        self._count("restarts")
+        self._pending.clear()
+        self._live_seq = -1
+        self._tries = 0
+        if self.state is State.CONNECTING:
+            self._purge(reason, 0)
+            self._tell()
+        else:
+            self._start_over(reason, Cause.RESTARTED)
+
+    def _start_over(self, reason: str, cause: Cause) -> None:
+        self._forget_replay()
+        self._move(cause)
+        self._purge(reason, 0)
+        self._ask(0)
+        self._tell()
+
+    def _purge(self, reason: str, expected: int | None) -> None:
+        if self._holds:
+            self._effects.append(Purge(reason))
+        self.expected = expected
+        self._since = expected or 0
+        self._flaw = None
+        self._unverified = False
+
+    # What is known, and saying so.
+
+    @property
+    def _holds(self) -> bool:
+        """Whether anything was applied (or was to be) since the last purge."""
+        return self.expected is not None and self.expected > self._since
+
+    def _mark(self, seq: int) -> int | None:
+        """The mark of a batch that is applied or held back; None if nothing is known of it."""
+        if self.expected is not None and max(self._since, self.expected - _REMEMBERED) <= seq < self.expected:
+            return self._marks[seq % _REMEMBERED]
+        received = self._pending.get(seq)
+        return None if received is None else _mark_of(received)
+
+    def _tell(self) -> None:
+        state, reason = self._believed()
+        if state is not self.trust or reason != self._trust_reason:
+            self.trust, self._trust_reason = state, reason
+            self._effects.append(SetTrust(state, reason))
+
+    def _believed(self) -> tuple[TrustState, str]:
+        if self.state is State.LIVE:
+            if self.expected is None:
+                return TrustState.BLIND, "nothing published since the subscription, and no replay"
+            return (TrustState.LIVE, "in sync") if self._flaw is None else (TrustState.DEGRADED, self._flaw)
+        if self.state in {State.CONNECTING, State.DEAD}:
+            return (TrustState.DEGRADED if self._holds else TrustState.BLIND), "disconnected"
+        return TrustState.REPLAYING, {
+            State.REPLAYING: "subscribed, replaying what was published before",
+            State.GAP: "batches are missing, replaying them",
+            State.RESYNC: "purged, replaying from the start",
+        }[self.state]
+
+    def _move(self, cause: Cause) -> None:
+        self.state = TRANSITIONS[self.state][cause]
+
+    def _count(self, name: Counted, n: int = 1) -> None:
+        self._effects.append(Count(name, n))
+
+    def _flush(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
+
+
+def _mark_of(received: _Received) -> int:
+    """What tells batches apart: the hash of the whole batch; a time that is no number does not equal itself."""
+    if isinstance(received, str):
+        return _UNREADABLE_MARK
+    return hash(received) if received.ts == received.ts else hash(received.events)

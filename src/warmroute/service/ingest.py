@@ -1,0 +1,241 @@
+"""One worker's way from published bytes to the index: decode, let the stream decide, perform its effects.
+
+Invariant: whatever an engine publishes, nothing is raised into the event source, and everything that was not applied
+has a name and a number in `counts`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from warmroute.config.tree import EventsConfig
+from warmroute.core.index.contract import ApplyReport, PrefixIndex
+from warmroute.core.stream import Stream
+from warmroute.core.stream_states import Apply, Count, Effect, EndReplay, Purge, Replay, SetTrust, State
+from warmroute.core.wire import ReplayEnd, decode_batch, decode_pub, decode_replay
+from warmroute.core.wire.events import BlockRemoved, BlockStored, Event, EventBatch
+from warmroute.errors import WireError
+from warmroute.service.ports import EventSource
+from warmroute.types import Trust, TrustState, WorkerId
+
+Clock = Callable[[], float]
+OnTrust = Callable[[WorkerId, Trust], None]
+OnApplied = Callable[[WorkerId], None]
+
+
+@dataclass(slots=True)
+class IngestCounts:
+    """What one worker's stream has done since it was started. Metrics read it; only `WorkerStream` writes it."""
+
+    messages: int = 0
+    """Published messages received, readable or not."""
+    batches: int = 0
+    """Event batches applied."""
+    events: int = 0
+    """Events applied."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Events and messages that could not be read or applied, by reason."""
+    stream: Counter[str] = field(default_factory=Counter)
+    """The stream's own: gaps, missed, lost, restarts, duplicates, undecodable, overflows, replays, replay_failures."""
+    purges: int = 0
+    """How often everything known of the worker was forgotten."""
+    unknown_media: int = 0
+    """Events on a medium that no dialect knows."""
+    rank_mismatches: int = 0
+    """Batches that named another data-parallel rank than the socket they came on stands for."""
+    applied: ApplyReport = field(default_factory=ApplyReport)
+    """What the index reported, summed up."""
+    last_seq: int | None = None
+    """Number of the newest batch applied."""
+    last_event_ts: float | None = None
+    """When the engine made it, in Unix seconds of its clock."""
+    lag_s: float | None = None
+    """How old it was when it was applied, by our wall clock; wrong by the difference of the two clocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingest:
+    """What the streams of all workers share: where events go, what time it is, who is told."""
+
+    index: PrefixIndex
+    config: EventsConfig
+    clock: Clock
+    """Monotonic, in seconds."""
+    wall_clock: Clock
+    """Unix seconds: only to say how old an event was."""
+    on_trust: OnTrust
+    """Called at once whenever a worker's trust changes."""
+    on_applied: OnApplied = lambda _worker: None
+    """Called after each batch that was applied."""
+
+
+class WorkerStream:
+    """Follows one worker's events (the port EventSink). Belongs to one event loop; `tick` is due about once a second.
+
+    `rank` is the data-parallel rank its socket stands for. `stagger` in [0, 1) spreads the retries of many workers.
+    """
+
+    def __init__(self, worker: WorkerId, ingest: Ingest, *, rank: int = 0, stagger: float = 0.0) -> None:
+        self.worker = worker
+        self.rank = rank
+        self.counts = IngestCounts()
+        self.trust = Trust(TrustState.BLIND, "not connected yet", ingest.clock())
+        self._ingest = ingest
+        self._index = ingest.index
+        self._clock = ingest.clock
+        self._stream = Stream(ingest.config, stagger)
+        self._source: EventSource | None = None
+
+    def __repr__(self) -> str:
+        return f"WorkerStream(worker={self.worker}, {self._stream!r})"
+
+    @property
+    def state(self) -> State:
+        """Where the stream is."""
+        return self._stream.state
+
+    def view(self) -> dict[str, Any]:
+        """What users see of the stream: its state and its counts."""
+        counts = self.counts
+        return {
+            "state": self._stream.state,
+            "next_seq": self._stream.expected,
+            "last_event_ts": counts.last_event_ts,
+            "lag_s": None if counts.lag_s is None else round(counts.lag_s, 4),
+            "messages": counts.messages,
+            "batches": counts.batches,
+            "events": counts.events,
+            "purges": counts.purges,
+            "rejected": dict(counts.rejected),
+            "unknown_media": counts.unknown_media,
+            "rank_mismatches": counts.rank_mismatches,
+        } | dict(counts.stream)
+
+    def start(self, source: EventSource) -> None:
+        """Follow `source` from now on; it is closed by `retire`."""
+        self._source = source
+        source.start(self)
+
+    def tick(self) -> None:
+        """Time has passed: see to retries and to a worker that has been silent for long."""
+        self._perform(self._stream.tick(self._clock()))
+
+    def restarted(self, process_start: float | None = None) -> None:
+        """The engine is a new process, begun at `process_start` (Unix seconds), as its metrics say."""
+        self._perform(self._stream.restarted(self._clock(), process_start))
+
+    def cleared_by_gateway(self) -> None:
+        """A reset of the cache passed through the gateway: engines announce it only with their next step."""
+        self._index.clear(self.worker, self.counts.applied)
+
+    def retire(self) -> None:
+        """The worker is gone for good: close its source and free what it held."""
+        self._perform(self._stream.retire())
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+        self._index.drop(self.worker)
+
+    # The port EventSink.
+
+    def connected(self) -> None:
+        """The subscription is up."""
+        self._perform(self._stream.connected(self._clock()))
+
+    def disconnected(self) -> None:
+        """The transport went away."""
+        self._perform(self._stream.disconnected(self._clock()))
+
+    def message(self, frames: Sequence[bytes]) -> None:
+        """One published message."""
+        self.counts.messages += 1
+        seq: int | None = None
+        try:
+            _, seq, payload = decode_pub(frames)
+            batch = decode_batch(payload)
+        except WireError as error:
+            self._unreadable(seq, error, replayed=False)
+        else:
+            self._perform(self._stream.live(seq, batch, self._clock()))
+
+    def replayed(self, frames: Sequence[bytes]) -> None:
+        """One reply of a replay."""
+        seq: int | None = None
+        try:
+            reply = decode_replay(frames)
+            if isinstance(reply, ReplayEnd):
+                effects = self._stream.replay_ended(self._clock())
+            else:
+                seq = reply.seq
+                effects = self._stream.replayed(seq, decode_batch(reply.payload), self._clock())
+        except WireError as error:
+            self._unreadable(seq, error, replayed=True)
+        else:
+            self._perform(effects)
+
+    def replay_failed(self, reason: str) -> None:
+        """The replay cannot be had."""
+        self._perform(self._stream.replay_failed(reason, self._clock()))
+
+    # Effects.
+
+    def _unreadable(self, seq: int | None, error: WireError, *, replayed: bool) -> None:
+        self.counts.rejected[error.reason] += 1
+        self._perform(self._stream.undecodable(seq, error.reason, self._clock(), replayed=replayed))
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        failure: str | None = None
+        for effect in effects:
+            match effect:
+                case Apply(seq, batch):
+                    failure = self._apply(seq, batch) or failure
+                case Count(name, n):
+                    self.counts.stream[name] += n
+                case SetTrust(state, reason):
+                    self.trust = Trust(state, reason, self._clock())
+                    self._ingest.on_trust(self.worker, self.trust)
+                case Purge():
+                    self.counts.purges += 1
+                    self._index.clear(self.worker, self.counts.applied)
+                case Replay(start):
+                    if self._source is not None:
+                        self._source.replay(start)
+                case EndReplay():
+                    if self._source is not None:
+                        self._source.end_replay()
+        if failure is not None:  # Only now: effects are performed in order, and this has effects of its own.
+            self._perform(self._stream.tainted(failure, self._clock()))
+
+    def _apply(self, seq: int, batch: EventBatch) -> str | None:
+        """Apply a batch, event by event; what went wrong, if something did."""
+        counts = self.counts
+        counts.batches += 1
+        counts.last_seq, counts.last_event_ts = seq, batch.ts
+        counts.lag_s = self._ingest.wall_clock() - batch.ts
+        counts.unknown_media += batch.unknown_media
+        counts.rank_mismatches += batch.rank != self.rank
+        for rejected in batch.rejected:
+            counts.rejected[rejected.reason] += 1
+        failure: str | None = None
+        for event in batch.events:
+            try:
+                self._apply_event(event)
+            except Exception as error:  # A bug of ours in one event must not cost the next.
+                counts.rejected["apply_failed"] += 1
+                failure = f"applying an event of batch {seq} failed: {type(error).__name__}: {error}"
+            else:
+                counts.events += 1
+        self._ingest.on_applied(self.worker)
+        return failure
+
+    def _apply_event(self, event: Event) -> None:
+        # One call an event, so that a failure costs one event; the report is summed up in place.
+        if isinstance(event, BlockStored):
+            self._index.store(self.worker, event, self.counts.applied)
+        elif isinstance(event, BlockRemoved):
+            self._index.remove(self.worker, event, self.counts.applied)
+        else:
+            self._index.clear(self.worker, self.counts.applied)

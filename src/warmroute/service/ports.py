@@ -1,0 +1,189 @@
+"""The ports: what the services need from the world, as small Protocols.
+
+Each has one implementation per foreign library in `edge` and one shipped fake in `warmroute.testing`. Calls into a port
+return at once; what comes back later comes through the sink that was handed over, on the same event loop. So services
+need no locks, and a test drives them by calling the sink.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from warmroute.core.openai import RoutingRequest
+from warmroute.types import Endpoint, ModelInfo, TokenIds
+
+
+class EventSink(Protocol):
+    """Who listens to one worker's event stream."""
+
+    def connected(self) -> None:
+        """The subscription's transport is up (or up again): everything published from now on arrives."""
+        ...
+
+    def disconnected(self) -> None:
+        """The transport went away; the source reconnects by itself, with backoff."""
+        ...
+
+    def message(self, frames: Sequence[bytes]) -> None:
+        """One published multipart message, frames as received."""
+        ...
+
+    def replayed(self, frames: Sequence[bytes]) -> None:
+        """One multipart reply of the replay that was asked for."""
+        ...
+
+    def replay_failed(self, reason: str) -> None:
+        """The replay that was asked for cannot be had or fell silent before its end; `reason` is a short word."""
+        ...
+
+
+class EventSource(Protocol):
+    """One worker's event and replay sockets."""
+
+    def start(self, sink: EventSink) -> None:
+        """Subscribe, and call `sink` from now on."""
+        ...
+
+    def replay(self, start: int) -> None:
+        """Ask for every batch from number `start` on; a replay still under way is abandoned."""
+        ...
+
+    def end_replay(self) -> None:
+        """The replay's end was seen: release its socket."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; the sink is not called any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EventAddress:
+    """Where one worker publishes."""
+
+    endpoint: str
+    """ZMQ address to subscribe to, e.g. `tcp://10.0.0.7:5557`."""
+    replay_endpoint: str | None = None
+    """ZMQ address of its replay socket; None: lost batches cannot be had again."""
+    topic: str = ""
+    """Topic prefix to subscribe to; empty: everything."""
+
+
+EventSourceFactory = Callable[[EventAddress], EventSource]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine says of itself."""
+
+    models: tuple[ModelInfo, ...]
+    event_sources: Mapping[int, EventAddress] | None
+    """Data-parallel rank -> where it publishes; None if the engine does not say (before vLLM 0.31)."""
+    version: str | None = None
+    block_size: int | None = None
+    """`vllm:cache_config_info`'s block size, if it is exported."""
+    process_start: float | None = None
+    """`process_start_time_seconds` of its metrics: another value means another process."""
+
+
+class EngineApi(Protocol):
+    """The engines' own HTTP surface, off the data path."""
+
+    async def facts(self, endpoint: Endpoint) -> EngineFacts:
+        """Ask the engine what it serves and where it publishes. Raises EngineError if it does not answer."""
+        ...
+
+    async def healthy(self, endpoint: Endpoint) -> bool:
+        """Whether `/health` answers 200."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Token ids for a request, exactly as the engine will make them."""
+
+    async def tokens(self, request: RoutingRequest, endpoint: Endpoint) -> TokenIds:
+        """Token ids of the request's prompt. Raises TokenizeError; `endpoint` is an engine that serves the model."""
+        ...
+
+
+class Outcome(enum.Enum):
+    """How a dispatched request ended."""
+
+    COMPLETE = "complete"
+    CLIENT_GONE = "client_gone"
+    ENGINE_LOST = "engine_lost"
+    """The engine closed or reset before its answer was complete."""
+    UNREACHABLE = "unreachable"
+    """No connection to the engine could be made, or it ended before a byte of the answer: may be retried."""
+
+
+Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""Header names and values, in order, as bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request's head as the client sent it: order, case and bytes of the headers are kept."""
+
+    method: bytes
+    target: bytes
+    headers: Headers
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of that lower-case name, or None."""
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that the gateway gives itself."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: Headers = ()
+
+
+class Dispatch(Protocol):
+    """One attempt to have one request served by one worker. Holds the load that was booked for it."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where to send it."""
+        ...
+
+    @property
+    def request_headers(self) -> Headers:
+        """Headers to set on the request to the engine (`x-request-id`, `x-data-parallel-rank`)."""
+        ...
+
+    @property
+    def response_headers(self) -> Headers:
+        """Headers to set on the answer to the client (`x-request-id`, `x-warmroute-worker`, ...)."""
+        ...
+
+    def answering(self, status: int) -> None:
+        """The first byte of the answer's body came (the head may come before the engine has begun to compute)."""
+        ...
+
+    def finished(self, outcome: Outcome, tail: bytes = b"") -> None:
+        """The attempt is over: release what was booked. Only the first call counts.
+
+        `tail` is the end of the answer's body, at most some KiB as it came: engines put the usage there.
+        """
+        ...
+
+
+class GatewayService(Protocol):
+    """What the HTTP edge asks. It may answer at once; only what must wait (a tokenizer) comes as an awaitable."""
+
+    def dispatch(self, head: RequestHead, body: bytes) -> Dispatch | Reply | Awaitable[Dispatch | Reply]:
+        """Decide what becomes of a request. Raises ClientError or NoWorkerError, at once or when awaited."""
+        ...
+
+    def retry(self, dispatch: Dispatch) -> Dispatch | None:
+        """Another worker for a request whose attempt ended UNREACHABLE, or None if it must not be tried again."""
+        ...
