@@ -1,0 +1,185 @@
+"""What engines say of themselves over HTTP, off the data path.
+
+Only `/v1/models` must answer; everything else is taken if it is there, because engines and releases differ in what they
+have. Addresses come back as they can be reached from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+
+import aiohttp
+import msgspec
+
+from warmroute.errors import EngineError
+from warmroute.service.ports import EngineFacts, EventAddress
+from warmroute.types import Endpoint, ModelInfo
+
+ANSWER_BYTES_MAX = 8 * 1024 * 1024
+"""Longer answers are refused: the metrics of a big engine have some 100 kB."""
+
+_WILDCARDS = frozenset({"*", "0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
+_PROCESS_START = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+_BLOCK_SIZE = re.compile(rb'^vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"', re.MULTILINE)
+
+
+class _Model(msgspec.Struct):
+    id: str
+    parent: str | None = None
+    max_model_len: int | None = None
+    created: int = 0
+    owned_by: str = "vllm"
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class _Source(msgspec.Struct):
+    endpoint: str | None = None
+    replay_endpoint: str | None = None
+    topic: str = ""
+    publisher: str | None = "zmq"
+    enable_kv_cache_events: bool = True
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+_MODELS = msgspec.json.Decoder(_Models)
+_SOURCES = msgspec.json.Decoder(dict[int, _Source])
+_VERSION = msgspec.json.Decoder(_Version)
+
+
+class HttpEngineApi:
+    """The port `EngineApi`, by HTTP. The session belongs to whoever made it."""
+
+    def __init__(self, session: aiohttp.ClientSession, timeout_s: float) -> None:
+        self._session = session
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+
+    async def facts(self, endpoint: Endpoint) -> EngineFacts:
+        """Ask the engine what it serves and where it publishes. Raises EngineError if it does not answer."""
+        models = await self._models(endpoint)
+        sources, version, metrics = await asyncio.gather(
+            self._optional(endpoint, "/kv_event_sources"),
+            self._optional(endpoint, "/version"),
+            self._optional(endpoint, "/metrics"),
+        )
+        return EngineFacts(
+            models=models,
+            event_sources=None if sources is None else event_sources(sources, endpoint),
+            version=_version(version),
+            block_size=None if metrics is None else _block_size(metrics),
+            process_start=None if metrics is None else _process_start(metrics),
+        )
+
+    async def healthy(self, endpoint: Endpoint) -> bool:
+        """Whether `/health` answers 200."""
+        try:
+            status, _ = await self._get(endpoint, "/health")
+        except EngineError:
+            return False
+        return status == 200
+
+    async def _models(self, endpoint: Endpoint) -> tuple[ModelInfo, ...]:
+        status, body = await self._get(endpoint, "/v1/models")
+        if status in (401, 403):
+            raise EngineError(f"{endpoint.url} refuses /v1/models ({status}): it wants a key; start it without")
+        if status != 200:
+            raise EngineError(
+                f"{endpoint.url} answered /v1/models with {status}: it is starting, or no engine; check the URL"
+            )
+        try:
+            found = _MODELS.decode(body).data
+        except msgspec.DecodeError as error:
+            raise EngineError(
+                f"{endpoint.url} answered /v1/models with no list of models ({error}); check the URL"
+            ) from error
+        return tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by) for m in found)
+
+    async def _optional(self, endpoint: Endpoint, path: str) -> bytes | None:
+        try:
+            status, body = await self._get(endpoint, path)
+        except EngineError:
+            return None
+        return body if status == 200 else None
+
+    async def _get(self, endpoint: Endpoint, path: str) -> tuple[int, bytes]:
+        try:
+            async with self._session.get(
+                f"{endpoint.url}{path}", timeout=self._timeout, allow_redirects=False
+            ) as response:
+                body = await response.content.read(ANSWER_BYTES_MAX + 1)
+                while not response.content.at_eof() and len(body) <= ANSWER_BYTES_MAX:
+                    body += await response.content.read(ANSWER_BYTES_MAX + 1 - len(body))
+        except TimeoutError as error:
+            raise EngineError(f"{endpoint.url}{path} did not answer within {self._timeout.total} s") from error
+        except (aiohttp.ClientError, ValueError) as error:
+            raise EngineError(
+                f"{endpoint.url} cannot be reached ({error}); check that the engine runs there"
+            ) from error
+        if len(body) > ANSWER_BYTES_MAX:
+            raise EngineError(f"{endpoint.url}{path} answered more than {ANSWER_BYTES_MAX} bytes; check the URL")
+        return response.status, body
+
+
+def event_sources(body: bytes, endpoint: Endpoint) -> dict[int, EventAddress] | None:
+    """Read an answer to `/kv_event_sources`: data-parallel rank -> where it publishes, as reachable from here.
+
+    None if it is no such answer. A rank that publishes nothing, or on a loopback address of another machine (which
+    here would be somebody else), is left out.
+    """
+    try:
+        sources = _SOURCES.decode(body)
+    except msgspec.DecodeError:
+        return None
+    found = {}
+    for rank, source in sources.items():
+        publishes = source.enable_kv_cache_events and source.publisher in ("zmq", None)
+        address = _reachable(source.endpoint, endpoint.host) if publishes else None
+        if address is not None:
+            found[rank] = EventAddress(address, _reachable(source.replay_endpoint, endpoint.host), source.topic)
+    return found
+
+
+def _reachable(address: str | None, host: str) -> str | None:
+    if not address:
+        return None
+    if not address.startswith("tcp://"):
+        return address if _is_loopback(host) else None
+    bound, _, port = address.removeprefix("tcp://").rpartition(":")
+    bound = bound.strip("[]")
+    if bound in _WILDCARDS:
+        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    return None if _is_loopback(bound) and not _is_loopback(host) else address
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _version(body: bytes | None) -> str | None:
+    try:
+        return None if body is None else _VERSION.decode(body).version
+    except msgspec.DecodeError:
+        return None
+
+
+def _block_size(metrics: bytes) -> int | None:
+    found = _BLOCK_SIZE.search(metrics)
+    return int(found[1]) or None if found else None
+
+
+def _process_start(metrics: bytes) -> float | None:
+    found = _PROCESS_START.search(metrics)
+    try:
+        return float(found[1]) if found else None
+    except ValueError:
+        return None

@@ -1,0 +1,316 @@
+"""Token ids in process: the model's own tokenizer and chat template, without a round trip.
+
+A chat is rendered as the engines render it (the template language's sandbox, whitespace rules and extra functions are
+conventions of the model hubs), then tokenized. Text between two special tokens is tokenized by itself, whatever stands
+around it: so the ids of each such segment are kept, and of a conversation that grows only its end is tokenized.
+
+Whether all that equals what the engine does is not believed but compared, by `service.tokens`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+import tokenizers
+
+from warmroute.core.conversation import ContentFormat, variables
+from warmroute.core.openai import Fields, RoutingRequest, flag, read_fields
+from warmroute.errors import ConfigError, TokenizeError
+from warmroute.types import Endpoint, TokenIds
+
+INLINE_CHARS_MAX = 6000
+"""Longer text is tokenized in a thread: this much takes about a millisecond, which the event loop can spare."""
+
+CACHE_CHARS_MAX = 64 * 1024 * 1024
+"""Text whose ids are kept; beyond it the least recently used goes. Together some 150 MB at worst."""
+
+_CONTINUE_MARK = "WARMROUTE_CONTINUES_HERE "
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class LocalTokenizer:
+    """The port `Tokenizer`, from a folder with `tokenizer.json` and the chat template.
+
+    Raises ConfigError if the folder cannot be used.
+    """
+
+    def __init__(self, path: str, now: Callable[[], datetime] = lambda: datetime.now().astimezone()) -> None:
+        folder = Path(path)
+        self._encoder = _Encoder(folder / "tokenizer.json")
+        self._templates = _Templates(folder, now)
+
+    async def tokens(self, request: RoutingRequest, endpoint: Endpoint) -> TokenIds:  # noqa: ARG002 - the port's
+        """Token ids of the request's prompt. Raises TokenizeError."""
+        fields = read_fields(request.body)
+        if request.chat:
+            text = self._templates.render(fields)
+            return await self._encoder.encode(text, special=flag(fields.add_special_tokens))
+        if request.prompt is None:
+            raise TokenizeError("prompt_form", "the prompt is neither text nor token ids")
+        return await self._encoder.encode(request.prompt, special=flag(fields.add_special_tokens, default=True))
+
+    def close(self) -> None:
+        """Release the threads."""
+        self._encoder.close()
+
+
+class _Encoder:
+    """Text -> ids, segment by segment, with those of known segments kept."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            described = json.loads(path.read_bytes())
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exceptions
+            raise ConfigError(
+                "tokenizer.path", f"{path} cannot be loaded ({error})", "Name a folder with the model's tokenizer.json"
+            ) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._special = _segment_bounds(described)
+        self._kept: OrderedDict[str, array[int]] = OrderedDict()
+        self._kept_chars = 0
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
+
+    async def encode(self, text: str, special: bool) -> TokenIds:
+        """Ids of a text; `special`: with those that the tokenizer puts around every text."""
+        if special or self._special is None:
+            return (await self._encode([text], special))[0]
+        pieces = self._special.split(text)
+        missing = list(dict.fromkeys(piece for piece in pieces[::2] if piece and piece not in self._kept))
+        fresh = dict(zip(missing, await self._encode(missing, special=False), strict=True)) if missing else {}
+        ids: array[int] = array("I")
+        for at, piece in enumerate(pieces):
+            if at % 2:
+                ids.append(self._tokenizer.token_to_id(piece))
+            elif piece:
+                ids.extend(fresh[piece] if piece in fresh else self._kept[piece])
+                self._keep(piece, fresh.get(piece))
+        return ids
+
+    async def _encode(self, texts: list[str], special: bool) -> list[array[int]]:
+        if sum(map(len, texts)) <= INLINE_CHARS_MAX:
+            return self._encode_now(texts, special)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode_now, texts, special)
+
+    def _encode_now(self, texts: list[str], special: bool) -> list[array[int]]:
+        encode = self._tokenizer.encode_batch_fast  # leaves out the offsets
+        try:
+            return [array("I", encode([text], add_special_tokens=special)[0].ids) for text in texts]
+        except Exception as error:  # the library raises bare Exceptions, and refuses lone surrogates
+            raise TokenizeError("unsupported", f"the tokenizer failed: {error}") from error
+
+    def _keep(self, piece: str, ids: array[int] | None) -> None:
+        if ids is None:
+            self._kept.move_to_end(piece)
+            return
+        self._kept_chars += len(piece) if piece not in self._kept else 0
+        self._kept[piece] = ids
+        while self._kept_chars > CACHE_CHARS_MAX:
+            self._kept_chars -= len(self._kept.popitem(last=False)[0])
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _segment_bounds(described: dict[str, Any]) -> re.Pattern[str] | None:
+    """A pattern for the tokens that cut a text into independent segments; None if this tokenizer has no such rule."""
+    added = described.get("added_tokens") or []
+    looks_around = any(token[key] for token in added for key in ("lstrip", "rstrip", "single_word", "normalized"))
+    if not added or looks_around or '"prepend_scheme": "first"' in json.dumps(described.get("pre_tokenizer")):
+        return None
+    longest_first = sorted((token["content"] for token in added), key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: marks what the model said, for training; here it is its content."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the library declares it
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+class _Templates:
+    """A model's chat templates: the default one, and perhaps one for requests with tools."""
+
+    def __init__(self, folder: Path, now: Callable[[], datetime]) -> None:
+        config = _read_json(folder / "tokenizer_config.json")
+        self._special = _special_tokens({**_read_json(folder / "special_tokens_map.json"), **config})
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda form: now().strftime(form)
+        self._by_name: dict[str, tuple[jinja2.Template, ContentFormat]] = {}
+        for name, source in _sources(folder, config).items():
+            try:
+                self._by_name[name] = environment.from_string(source), content_format(environment.parse(source))
+            except jinja2.TemplateSyntaxError as error:
+                raise ConfigError(
+                    "tokenizer.path", f"the chat template {name!r} in {folder} is not valid ({error})", "Repair it"
+                ) from error
+
+    def render(self, fields: Fields) -> str:
+        """A chat's prompt. Raises TokenizeError."""
+        with_tools = bytes(fields.tools) not in (b"", b"null") and "tool_use" in self._by_name
+        found = self._by_name.get("tool_use" if with_tools else "default")
+        if found is None:
+            raise TokenizeError("unsupported", "the tokenizer's folder has no chat template")
+        template, form = found
+        seen = {**self._special, **variables(fields, form)}
+        continues = flag(fields.continue_final_message)
+        if continues and seen["add_generation_prompt"]:
+            raise TokenizeError("refused", "continue_final_message and add_generation_prompt exclude each other")
+        if continues:
+            _mark_end(seen["messages"][-1])
+        try:
+            text = template.render(seen)
+        except Exception as error:  # a template is a program: it may raise anything
+            raise TokenizeError("refused", f"the chat template raised {error!r}") from error
+        return _cut_at_mark(text) if continues else text
+
+
+def content_format(template: jinja2.nodes.Template) -> ContentFormat:
+    """Whether a template loops over a message's content, and so wants it as parts: the engines' own criterion."""
+    loops = list(template.find_all(jinja2.nodes.For))
+    assignments = list(template.find_all(jinja2.nodes.Assign))
+    messages = {"messages"}
+    for _ in assignments:  # each round follows one more link of a chain of assignments
+        messages |= {_target(node) for node in assignments if _names(node.node, messages)}
+    each = {_target(loop) for loop in loops if _names(loop.iter, messages)}
+    in_macros = [
+        (_content_parameters(macro, template, each), list(macro.find_all(jinja2.nodes.For)))
+        for macro in template.find_all(jinja2.nodes.Macro)
+    ]
+    inside = {id(loop) for _, inner in in_macros for loop in inner}
+    over_content = {"content"}, [loop for loop in loops if id(loop) not in inside]
+    if any(_is_content(loop.iter, each) for loop in loops):
+        return "parts"
+    return (
+        "parts"
+        if any(_names(loop.iter, names) for names, some in (over_content, *in_macros) for loop in some)
+        else "string"
+    )
+
+
+def _content_parameters(macro: jinja2.nodes.Macro, template: jinja2.nodes.Template, messages: set[str]) -> set[str]:
+    """Names of a macro's parameters that are given a message's content somewhere."""
+    names = [str(parameter.name) for parameter in macro.args]
+    found = set()
+    for call in template.find_all(jinja2.nodes.Call):
+        if _names(call.node, {macro.name}):
+            found |= {name for name, value in zip(names, call.args, strict=False) if _is_content(value, messages)}
+            found |= {pair.key for pair in call.kwargs if _is_content(pair.value, messages)}
+    return found & set(names)
+
+
+def _target(node: Any) -> str:
+    return node.target.name if isinstance(node.target, jinja2.nodes.Name) else ""
+
+
+def _bare(node: Any) -> Any:
+    """An expression without filters, tests and slices around it."""
+    while isinstance(node, jinja2.nodes.Filter | jinja2.nodes.Test) or (
+        isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Slice)
+    ):
+        node = node.node
+    return node
+
+
+def _names(node: Any, names: Iterable[str]) -> bool:
+    node = _bare(node)
+    return isinstance(node, jinja2.nodes.Name) and node.name in names
+
+
+def _is_content(node: Any, messages: Iterable[str]) -> bool:
+    node = _bare(node)
+    if isinstance(node, jinja2.nodes.Getitem):
+        key = node.arg.value if isinstance(node.arg, jinja2.nodes.Const) else None
+    else:
+        key = node.attr if isinstance(node, jinja2.nodes.Getattr) else None
+    return key == "content" and _names(node.node, messages)
+
+
+def _mark_end(message: dict[str, Any]) -> None:
+    if isinstance(message["content"], str):
+        message["content"] += _CONTINUE_MARK
+    elif message["content"]:
+        message["content"][-1]["text"] += _CONTINUE_MARK
+    else:
+        raise TokenizeError("refused", "continue_final_message: the last message has no text")
+
+
+def _cut_at_mark(text: str) -> str:
+    """The text up to the mark; a template that trims the content has trimmed its end there, too."""
+    at = text.rfind(_CONTINUE_MARK.rstrip())
+    if at < 0:
+        raise TokenizeError("refused", "continue_final_message: the template drops the last message's end")
+    return text[:at] if text.startswith(_CONTINUE_MARK, at) else text[:at].rstrip()
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The template language's own filter would escape HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> str:
+    raise jinja2.TemplateError(message)
+
+
+def _sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Templates by name; a file of its own comes before the configuration's."""
+    configured = config.get("chat_template")
+    if isinstance(configured, list):
+        sources = {entry["name"]: entry["template"] for entry in configured}
+    else:
+        sources = {"default": configured} if isinstance(configured, str) else {}
+    for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        sources[file.stem] = file.read_text(encoding="utf-8")
+    own = folder / "chat_template.jinja"
+    return sources | ({"default": own.read_text(encoding="utf-8")} if own.is_file() else {})
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    """Named special tokens, as templates see them: their text."""
+    texts = {name: _token_text(config[name]) for name in _SPECIAL_NAMES if config.get(name) is not None}
+    more = config.get("additional_special_tokens")
+    return texts | ({"additional_special_tokens": [_token_text(token) for token in more]} if more else {})
+
+
+def _token_text(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigError("tokenizer.path", f"{path} is not JSON ({error})", "Repair it") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,289 @@
+"""Who is in the fleet: engines are waited for, asked what they are, and watched.
+
+Each engine has a task of its own, so that a slow one delays no other. An engine that is down is no error: its workers
+are not ready, and are again when it answers. What is learned becomes a new `Fleet` per change; a decision sees one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from warmroute.config.tree import Config, EngineConfig
+from warmroute.errors import ConfigError, EngineError
+from warmroute.service.ports import EngineApi, EngineFacts, EventAddress
+from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
+
+_log = logging.getLogger(__name__)
+
+FACTS_EVERY = 5
+"""An engine's facts are asked for at every so many probes: adapters come and go, but not every second."""
+
+
+class FleetListener(Protocol):
+    """Who must know what membership finds. Called on the event loop; must not wait."""
+
+    def worker_added(self, worker: Worker, address: EventAddress | None) -> None:
+        """A worker that is new, or publishes elsewhere than before (after its removal); None: it has no events."""
+        ...
+
+    def worker_removed(self, worker: WorkerId) -> None:
+        """Forget all that is known of this worker."""
+        ...
+
+    def worker_restarted(self, worker: WorkerId, process_start: float | None) -> None:
+        """Its engine is another process now, begun at that Unix time: its cache is empty, its events start again."""
+        ...
+
+    def fleet_changed(self, fleet: Fleet) -> None:
+        """The newest snapshot."""
+        ...
+
+
+@dataclass(slots=True)
+class _Engine:
+    config: EngineConfig
+    endpoint: Endpoint
+    workers: list[WorkerId] = field(default_factory=list)
+    """By rank."""
+    addresses: list[EventAddress | None] = field(default_factory=list)
+    up: bool | None = None
+    """None: not asked yet."""
+    problem: str | None = None
+    """The last complaint, so that each is logged once."""
+    facts_due: int = 0
+    """Probes until the facts are asked for again."""
+    process_start: float | None = None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Membership:
+    """Keeps the fleet. `run` does the work; everything else may be called at any time, on the same event loop.
+
+    `sleep` and `clock` (monotonic, seconds) are injected, so that tests need not wait.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        api: EngineApi,
+        listener: FleetListener,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.fleet = Fleet()
+        self._config = config
+        self._api = api
+        self._listener = listener
+        self._clock = clock
+        self._sleep = sleep
+        self._ids = count()
+        self._workers: dict[WorkerId, Worker] = {}
+        self._engines = [_Engine(engine, endpoint_of(engine.url)) for engine in config.engines]
+
+    async def run(self) -> None:
+        """Watch every engine until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for engine in self._engines:
+                tasks.create_task(self._watch(engine), name=f"watch {engine.endpoint.authority}")
+
+    def report_unreachable(self, endpoint: Endpoint) -> None:
+        """A connection to the engine failed: send nothing there until a probe, made at once, succeeds."""
+        for engine in self._at(endpoint):
+            self._down(engine, "a request could not be delivered")
+            engine.wake.set()
+
+    def refresh(self, endpoint: Endpoint | None = None) -> None:
+        """Ask one engine, or all, for their facts now: a model was loaded or unloaded."""
+        for engine in self._engines if endpoint is None else self._at(endpoint):
+            engine.facts_due = 0
+            engine.wake.set()
+
+    def set_trust(self, worker: WorkerId, trust: Trust) -> None:
+        """How far a worker's view may be believed. Unknown workers are ignored: a stream may end late."""
+        if worker in self._workers:
+            self._workers[worker] = replace(self._workers[worker], trust=trust)
+            self._publish()
+
+    def _at(self, endpoint: Endpoint) -> list[_Engine]:
+        return [engine for engine in self._engines if engine.endpoint == endpoint]
+
+    async def _watch(self, engine: _Engine) -> None:
+        while True:
+            engine.wake.clear()
+            await self._probe(engine)
+            config = self._config.membership
+            await self._pause(config.probe_interval_s if engine.up else config.retry_interval_s, engine.wake)
+
+    async def _probe(self, engine: _Engine) -> None:
+        if not await self._api.healthy(engine.endpoint):
+            self._down(engine, "its /health does not answer 200")
+            return
+        engine.facts_due -= 1
+        if engine.up and engine.facts_due >= 0:
+            return
+        try:
+            facts = await self._api.facts(engine.endpoint)
+        except EngineError as error:
+            if not engine.up:
+                self._down(engine, str(error))
+            return  # it is healthy and was known before: what is known still holds
+        engine.facts_due = FACTS_EVERY
+        self._adopt(engine, facts)
+
+    async def _pause(self, seconds: float, wake: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(self._sleep(seconds)), asyncio.ensure_future(wake.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _down(self, engine: _Engine, problem: str) -> None:
+        if engine.up is not False or engine.problem != problem:
+            _log.warning("no requests go to %s: %s; it is asked again until it answers", engine.endpoint.url, problem)
+        engine.up, engine.problem = False, problem
+        if any(self._workers[worker].ready for worker in engine.workers):
+            for worker in engine.workers:
+                self._workers[worker] = replace(self._workers[worker], ready=False)
+            self._publish()
+
+    def _adopt(self, engine: _Engine, facts: EngineFacts) -> None:
+        if not engine.up:
+            _log.info(
+                "%s (version %s) serves %s",
+                engine.endpoint.url,
+                facts.version or "unknown",
+                ", ".join(model.id for model in facts.models) or "no model",
+            )
+        engine.up, engine.problem = True, None
+        restarted = None not in (engine.process_start, facts.process_start) and (
+            engine.process_start != facts.process_start
+        )
+        if restarted:
+            _log.info("%s is another process now: its cache is taken to be empty", engine.endpoint.url)
+        engine.process_start = facts.process_start or engine.process_start
+        addresses = event_addresses(self._config, engine.config, engine.endpoint, facts)
+        if addresses != engine.addresses:
+            _log_addresses(engine, addresses)
+        self._place(engine, facts, addresses, restarted)
+
+    def _place(
+        self, engine: _Engine, facts: EngineFacts, addresses: list[EventAddress | None], restarted: bool
+    ) -> None:
+        """Make the engine's workers what the facts say, and tell the listener what that changes."""
+        before, old = dict(self._workers), list(zip(engine.workers, engine.addresses, strict=True))
+        for gone, _ in old[len(addresses) :]:
+            del self._workers[gone]
+            self._listener.worker_removed(gone)
+        missing = range(len(old), len(addresses))
+        engine.workers = engine.workers[: len(addresses)] + [WorkerId(next(self._ids)) for _ in missing]
+        engine.addresses = addresses
+        moved = [rank >= len(old) or old[rank][1] != address for rank, address in enumerate(addresses)]
+        for rank, worker in enumerate(engine.workers):
+            trust = self._no_trust(addresses[rank]) if moved[rank] else before[worker].trust
+            self._workers[worker] = Worker(
+                id=worker,
+                endpoint=engine.endpoint,
+                rank=rank,
+                ranks=len(addresses),
+                models=_since_first_seen(facts.models, before.get(worker)),
+                trust=trust,
+                block_size=facts.block_size,
+                ready=True,
+            )
+        for rank, worker in enumerate(engine.workers):
+            if moved[rank]:
+                if worker in before:
+                    self._listener.worker_removed(worker)
+                self._listener.worker_added(self._workers[worker], addresses[rank])
+            elif restarted:
+                self._listener.worker_restarted(worker, facts.process_start)
+        if self._workers != before:
+            self._publish()
+
+    def _no_trust(self, address: EventAddress | None) -> Trust:
+        reason = "it publishes no events, or is not to be listened to" if address is None else "not connected yet"
+        return Trust(TrustState.BLIND, reason, self._clock())
+
+    def _publish(self) -> None:
+        self.fleet = Fleet([self._workers[worker] for engine in self._engines for worker in engine.workers])
+        self._listener.fleet_changed(self.fleet)
+
+
+def endpoint_of(url: str) -> Endpoint:
+    """The endpoint that a configured URL means. Raises ConfigError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise ConfigError("engines.url", f"{url!r} is no URL ({error})", "Write http://HOST:PORT") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ConfigError("engines.url", f"{url!r} is not the base URL of an engine", "Write http://HOST:PORT")
+    return Endpoint(parts.hostname, port, tls=parts.scheme == "https")
+
+
+def event_addresses(
+    config: Config, engine: EngineConfig, endpoint: Endpoint, facts: EngineFacts
+) -> list[EventAddress | None]:
+    """Where each rank of an engine publishes; None: nowhere that we may listen.
+
+    What the operator says of this engine holds before what the engine says of itself (it may sit behind a port
+    mapping), and that before the defaults, which are used only if the engine says nothing at all.
+    """
+    said = facts.event_sources
+    ranks = engine.data_parallel_size or (max(said) + 1 if said else 1)
+    if not (config.events.enabled and engine.events):
+        return [None] * ranks
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    default = None if said is not None else f"tcp://{host}:{config.events.port}"
+    port = config.events.replay_port
+    clear = port is not None and abs(port - config.events.port) >= ranks
+    default_replay = f"tcp://{host}:{port}" if default and clear else None
+    found: list[EventAddress | None] = []
+    for rank in range(ranks):
+        own = said.get(rank) if said else None
+        address = (
+            _shifted(engine.events_endpoint or default, rank) if not own or engine.events_endpoint else own.endpoint
+        )
+        replay = _shifted(engine.replay_endpoint or default_replay, rank)
+        if own and not engine.replay_endpoint:
+            replay = own.replay_endpoint
+        topic = engine.topic if engine.topic is not None else own.topic if own else ""
+        found.append(EventAddress(address, replay, topic) if address else None)
+    return found
+
+
+def _since_first_seen(models: tuple[ModelInfo, ...], worker: Worker | None) -> tuple[ModelInfo, ...]:
+    """The models with `created` as it first was: vLLM says the time of asking, and that alone changes no fleet."""
+    created = {model.id: model.created for model in worker.models} if worker else {}
+    return tuple(replace(model, created=created.get(model.id, model.created)) for model in models)
+
+
+def _shifted(address: str | None, rank: int) -> str | None:
+    """Rank 0's address -> another rank's: the port counts up. An address without a port has rank 0 only."""
+    head, _, port = (address or "").rpartition(":")
+    if head and port.isdecimal():
+        return f"{head}:{int(port) + rank}"
+    return address if rank == 0 else None
+
+
+def _log_addresses(engine: _Engine, addresses: list[EventAddress | None]) -> None:
+    for rank, address in enumerate(addresses):
+        where = f"{engine.endpoint.url} rank {rank}"
+        if address is None:
+            _log.info("%s has no events to follow: it is routed to by load", where)
+        elif address.replay_endpoint is None:
+            _log.warning(
+                "%s publishes at %s but has no replay: what is lost stays lost until its cache turns over. Give the "
+                "engine a replay_endpoint clear of its ranks' event ports",
+                where,
+                address.endpoint,
+            )
+        else:
+            _log.info("%s publishes at %s, replays at %s", where, address.endpoint, address.replay_endpoint)

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from warmroute.edge.engine_api import ANSWER_BYTES_MAX, HttpEngineApi, event_sources
+from warmroute.errors import EngineError
+from warmroute.service.ports import EngineFacts, EventAddress
+from warmroute.testing.engine.options import EngineOptions
+from warmroute.testing.engine.simulated import SimulatedEngine
+from warmroute.types import Endpoint, ModelInfo
+
+Serve = Callable[..., Awaitable[Endpoint]]
+
+MODELS = (
+    '{"object": "list", "data": ['
+    '{"id": "base", "object": "model", "created": 5, "owned_by": "vllm", "root": "/m", "parent": null,'
+    ' "max_model_len": 2048, "permission": [{"id": "p"}]},'
+    '{"id": "sql", "object": "model", "created": 6, "owned_by": "vllm", "parent": "base"}]}'
+)
+METRICS = """# HELP process_start_time_seconds Start time
+process_start_time_seconds 1.79522962593e+09
+vllm:cache_config_info{_block_size_resolved="True",block_size="32",hash_block_size="None",engine="0"} 1.0
+"""
+
+
+def answering(pages: Mapping[str, str | int]) -> object:
+    async def respond(request: web.Request) -> web.Response:
+        page = pages.get(request.path, 404)
+        return web.Response(status=page) if isinstance(page, int) else web.Response(text=page)
+
+    return respond
+
+
+async def facts_of(session: aiohttp.ClientSession, serve: Serve, pages: Mapping[str, str | int]) -> EngineFacts:
+    endpoint = await serve(answering(pages))
+    return await HttpEngineApi(session, 5.0).facts(endpoint)
+
+
+async def test_all_that_an_engine_says(session: aiohttp.ClientSession, serve: Serve) -> None:
+    sources = '{"0": {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5567", "topic": "kv"}}'
+    pages = {
+        "/v1/models": MODELS,
+        "/kv_event_sources": sources,
+        "/version": '{"version": "0.32.0"}',
+        "/metrics": METRICS,
+    }
+    assert await facts_of(session, serve, pages) == EngineFacts(
+        models=(ModelInfo("base", None, 2048, 5), ModelInfo("sql", "base", None, 6)),
+        event_sources={0: EventAddress("tcp://127.0.0.1:5557", "tcp://127.0.0.1:5567", "kv")},
+        version="0.32.0",
+        block_size=32,
+        process_start=1.79522962593e09,
+    )
+
+
+@pytest.mark.parametrize("rest", [{}, {"/kv_event_sources": 403, "/version": 500, "/metrics": 401}])
+async def test_only_the_models_must_be_there(
+    session: aiohttp.ClientSession, serve: Serve, rest: dict[str, str | int]
+) -> None:
+    facts = await facts_of(session, serve, {"/v1/models": '{"data": [{"id": "m"}]}', **rest})
+    assert facts == EngineFacts((ModelInfo("m"),), None)
+
+
+async def test_nonsense_where_it_is_optional_counts_as_absent(session: aiohttp.ClientSession, serve: Serve) -> None:
+    pages = {
+        "/v1/models": '{"data": []}',
+        "/kv_event_sources": "<html>",
+        "/version": "[]",
+        "/metrics": 'process_start_time_seconds soon\nvllm:cache_config_info{block_size="None"} 1',
+    }
+    assert await facts_of(session, serve, pages) == EngineFacts((), None)
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        (404, "answered /v1/models with 404: it is starting, or no engine; check the URL"),
+        (503, "answered /v1/models with 503"),
+        (401, "wants a key"),
+        (302, "answered /v1/models with 302"),
+        ("<html>", "no list of models"),
+        ('{"data": [{"id": 5}]}', "no list of models"),
+        ("x" * (ANSWER_BYTES_MAX + 1), "more than"),
+    ],
+)
+async def test_who_answers_wrongly_is_named_with_what_to_do(
+    session: aiohttp.ClientSession, serve: Serve, page: str | int, sentence: str
+) -> None:
+    with pytest.raises(EngineError, match=sentence) as error:
+        await facts_of(session, serve, {"/v1/models": page})
+    assert "http://127.0.0.1:" in str(error.value)
+
+
+async def test_nobody_there(session: aiohttp.ClientSession, unused_tcp_port: int) -> None:
+    api, endpoint = HttpEngineApi(session, 5.0), Endpoint("127.0.0.1", unused_tcp_port)
+    with pytest.raises(EngineError, match=r"cannot be reached .* check that the engine runs there"):
+        await api.facts(endpoint)
+    assert not await api.healthy(endpoint)
+
+
+async def test_somebody_who_does_not_speak_http(session: aiohttp.ClientSession) -> None:
+    async def hiss(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x00\x01SSH-2.0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(hiss, "127.0.0.1", 0)
+    async with server:
+        endpoint = Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])
+        with pytest.raises(EngineError, match="cannot be reached"):
+            await HttpEngineApi(session, 5.0).facts(endpoint)
+
+
+async def test_no_answer_in_time(session: aiohttp.ClientSession, serve: Serve) -> None:
+    async def never(_: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    api, endpoint = HttpEngineApi(session, 0.01), await serve(never)
+    with pytest.raises(EngineError, match=r"/v1/models did not answer within 0\.01 s"):
+        await api.facts(endpoint)
+    assert not await api.healthy(endpoint)
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (500, False), (503, False), (404, False)])
+async def test_health(session: aiohttp.ClientSession, serve: Serve, status: int, healthy: bool) -> None:
+    async def respond(request: web.Request) -> web.Response:
+        return web.Response(status=status if request.path == "/health" else 418)
+
+    assert await HttpEngineApi(session, 5.0).healthy(await serve(respond)) is healthy
+
+
+@pytest.mark.parametrize(
+    ("host", "said", "found"),
+    [
+        ("10.0.0.7", "tcp://*:5557", "tcp://10.0.0.7:5557"),
+        ("10.0.0.7", "tcp://0.0.0.0:5557", "tcp://10.0.0.7:5557"),
+        ("engine.local", "tcp://[::]:5557", "tcp://engine.local:5557"),
+        ("10.0.0.7", "tcp://:::5557", "tcp://10.0.0.7:5557"),
+        ("fd00::1", "tcp://*:5557", "tcp://[fd00::1]:5557"),
+        ("10.0.0.7", "tcp://10.9.9.9:5557", "tcp://10.9.9.9:5557"),
+        ("127.0.0.1", "tcp://127.0.0.1:5557", "tcp://127.0.0.1:5557"),
+        ("localhost", "tcp://[::1]:5557", "tcp://[::1]:5557"),
+        ("10.0.0.7", "tcp://127.0.0.1:5557", None),
+        ("10.0.0.7", "tcp://localhost:5557", None),
+        ("127.0.0.1", "ipc:///tmp/kv", "ipc:///tmp/kv"),
+        ("10.0.0.7", "ipc:///tmp/kv", None),
+    ],
+)
+def test_addresses_are_made_reachable_or_dropped(host: str, said: str, found: str | None) -> None:
+    body = b'{"0": {"endpoint": "%s", "replay_endpoint": "tcp://*:1"}}' % said.encode()
+    sources = event_sources(body, Endpoint(host, 8000))
+    assert sources is not None
+    assert sources.get(0) and sources[0].endpoint == found if found else sources == {}
+
+
+def test_a_replay_on_anothers_loopback_is_dropped_alone() -> None:
+    body = b'{"3": {"endpoint": "tcp://*:1", "replay_endpoint": "tcp://127.0.0.1:2"}}'
+    assert event_sources(body, Endpoint("10.0.0.7", 1)) == {3: EventAddress("tcp://10.0.0.7:1", None)}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '{"enable_kv_cache_events": false, "endpoint": "tcp://*:1"}',
+        '{"publisher": "null", "endpoint": "tcp://*:1"}',
+        "{}",
+    ],
+)
+def test_a_rank_that_publishes_nothing_is_left_out(source: str) -> None:
+    assert event_sources(b'{"0": %s}' % source.encode(), Endpoint("h", 1)) == {}
+
+
+async def test_a_simulated_engine_with_two_ranks_and_an_adapter(session: aiohttp.ClientSession) -> None:
+    options = EngineOptions(data_parallel_size=2, loras=("sql",), block_size=32)
+    async with SimulatedEngine(options) as engine:
+        api = HttpEngineApi(session, 5.0)
+        facts = await api.facts(engine.endpoint)
+        assert facts.event_sources is not None
+        assert [facts.event_sources[rank] for rank in (0, 1)] == list(engine.events)
+        assert [(model.id, model.parent) for model in facts.models] == [("tiny", None), ("sql", "tiny")]
+        assert facts.block_size == 32
+        assert facts.process_start is not None
+        assert await api.healthy(engine.endpoint)
+
+
+async def test_a_restarted_engine_is_known_by_its_process_start(session: aiohttp.ClientSession) -> None:
+    async with SimulatedEngine() as engine:
+        api = HttpEngineApi(session, 5.0)
+        before = await api.facts(engine.endpoint)
+        await engine.restart()
+        after = await api.facts(engine.endpoint)
+        assert before.process_start != after.process_start
+        assert before.event_sources == after.event_sources
