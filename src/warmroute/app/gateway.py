@@ -1,0 +1,147 @@
+"""The gateway's composition root: every object that `warmroute serve` is made of, on one screen.
+
+Constructor calls and one TaskGroup; no containers, no registries. Signals end it by draining: nothing new is accepted,
+what runs may finish within `gateway.drain_timeout_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+import uvloop
+import zmq
+
+from warmroute.config.tree import Config
+from warmroute.core.index import make_index
+from warmroute.core.router import Router
+from warmroute.edge.engine_api import HttpEngineApi
+from warmroute.edge.http.server import HttpServer
+from warmroute.edge.metrics import Metrics
+from warmroute.edge.tokenizer_remote import RemoteTokenizer
+from warmroute.edge.zmq import zmq_event_sources
+from warmroute.service.following import Following
+from warmroute.service.membership import Membership
+from warmroute.service.ports import Tokenizer
+from warmroute.service.routing import Routing
+from warmroute.service.status import Status
+from warmroute.service.tokens import Tokens
+from warmroute.types import Fleet, TrustState
+
+_log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+
+
+class Gateway:
+    """The running gateway, as far as its owner needs it."""
+
+    def __init__(self, config: Config, session: aiohttp.ClientSession, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        clock = time.monotonic
+        self.config = config
+        self.router = Router(make_index(config.events.orphan_blocks_max), config.routing)
+        sources = zmq_event_sources(context, config.events)
+        self.following = Following(self.router, sources, config.events, clock, time.time)
+        api = HttpEngineApi(session, config.membership.probe_timeout_s)
+        self.membership = Membership(config, api, self.following, clock)
+        remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s)
+        self.tokens = Tokens(config.tokenizer, clock, _local_tokenizer(config), remote)
+        self.routing = Routing(self.router, self.membership, self.tokens, config.gateway, clock)
+        self.server = HttpServer(self.routing, config.gateway)
+        self.status = Status(self.router, self.membership, self.following.streams, self.routing.tracking, clock)
+        metrics = Metrics(self.routing, self.membership, self.following.streams, self.tokens, self.server.counts, clock)
+        self.routing.answer_locally(self.status.replies() | {"/metrics": metrics.reply})
+        self.routing.on_reset = self.following.cleared
+        self.following.set_trust = self.membership.set_trust
+        self.following.on_fleet = self._fleet_changed
+        self.port = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it."""
+        return f"http://{self.config.gateway.host}:{self.port}"
+
+    async def run(self) -> None:
+        """Watch engines, follow events, compare tokenizers, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.membership.run(), name="membership")
+            tasks.create_task(self._tick(), name="tick")
+            tasks.create_task(self._verify_tokenizer(), name="verify tokenizer")
+
+    async def until_ready(self, workers: int = 1) -> None:
+        """Wait until so many workers can be routed to and no stream is still catching up."""
+        settled = {TrustState.LIVE, TrustState.DEGRADED}
+        while True:
+            ready = [w for w in self.membership.fleet.workers if w.ready]
+            if len(ready) >= workers and all(w.trust.state in settled for w in ready):
+                return
+            await self._changed.wait()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.following.tick()
+
+    async def _verify_tokenizer(self) -> None:
+        while True:
+            await self._changed.wait()
+            await self.tokens.verify(self.membership.fleet)
+
+    def _fleet_changed(self, fleet: Fleet) -> None:
+        del fleet  # membership holds the newest
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Gateway]:
+    """A gateway that serves while the context is open. Raises ConfigError if it cannot listen."""
+    async with AsyncExitStack() as stack:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        stack.callback(context.term)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        gateway = Gateway(config, session, context)
+        stack.callback(gateway.following.close)
+        gateway.port = await gateway.server.start()
+        stack.push_async_callback(gateway.server.close)
+        async with asyncio.TaskGroup() as tasks:  # so that a failure in the background ends the gateway, loudly
+            background = tasks.create_task(gateway.run(), name="gateway")
+            try:
+                yield gateway
+            finally:
+                background.cancel()
+
+
+async def serve(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; the exit code."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(config) as gateway:
+        _log.info("listening on %s, %d engines configured", gateway.url, len(config.engines))
+        await stop.wait()
+        _log.info("draining for at most %g s", config.gateway.drain_timeout_s)
+        gateway.status.draining = True
+        await gateway.server.drain()
+    _log.info("stopped")
+    return 0
+
+
+def run(config: Config) -> int:
+    """Serve on an event loop of its own; the exit code."""
+    return uvloop.run(serve(config))
+
+
+def _local_tokenizer(config: Config) -> Tokenizer | None:
+    if config.tokenizer.path is None:
+        return None
+    from warmroute.edge.tokenizer_local import LocalTokenizer  # noqa: PLC0415 - costs memory that others need not pay
+
+    return LocalTokenizer(config.tokenizer.path)

@@ -1,0 +1,350 @@
+"""One request's way through: from the decision to the last byte of its answer, over as many attempts as it takes.
+
+The state is what the engine connection's `receive` points at, or what is waited for:
+
+    deciding -> connecting -> head -> first byte -> length | chunked | dechunked | until_close -> over
+                    ^          |
+                    '- retry --'   only while no byte of an answer has come
+
+Invariants: every dispatch is finished exactly once; the client's connection gets exactly one of an answer, an error of
+ours, or a cut that cannot be taken for an end; nothing happens after `over`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from warmroute.edge.http.body import Body, body_of
+from warmroute.edge.http.counts import Counts
+from warmroute.edge.http.head import (
+    Framing,
+    ResponseHead,
+    error_reply,
+    parse_response_head,
+    request_bytes,
+    response_bytes,
+)
+from warmroute.edge.http.upstream import EngineConnection, EnginePool
+from warmroute.errors import ClientError, EngineError, NoWorkerError
+from warmroute.service.ports import Dispatch, GatewayService, Outcome, Reply, RequestHead
+
+log = logging.getLogger(__name__)
+
+ENGINE_HEAD_BYTES_MAX = 256 * 1024
+"""An answer whose head is larger is malformed: no engine sends a hundredth of it."""
+
+_TAIL_PIECES = 8
+_TAIL_BYTES = 4096
+"""What is kept of an answer's end: a stream's usage comes two or three pieces before it."""
+
+_COPY_BYTES_MAX = 32 * 1024
+"""Up to here, copying a body behind its head is cheaper than a second write."""
+
+_SIZED = frozenset({Framing.LENGTH, Framing.NONE})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, read to its end."""
+
+    head: RequestHead
+    body: bytes
+    keep_alive: bool
+    http11: bool
+    """Whether the client understands chunked answers."""
+
+
+@dataclass(slots=True)
+class Plane:
+    """What all exchanges share."""
+
+    service: GatewayService
+    pool: EnginePool
+    counts: Counts
+    draining: bool = False
+
+
+class Client(Protocol):
+    """The client connection, as an exchange sees it."""
+
+    paused: bool
+    """Whether its write buffer is full."""
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """Where the answer is written."""
+        ...
+
+    def answer(self, reply: Reply) -> None:
+        """Send an answer of our own; the exchange is over."""
+        ...
+
+    def finished(self, *, close: bool) -> None:
+        """The answer was written whole; the exchange is over."""
+        ...
+
+    def cut(self, *, reset: bool) -> None:
+        """The answer cannot be completed: close so that nobody takes it for whole; the exchange is over."""
+        ...
+
+
+class Exchange:
+    """One request, its dispatch, and the engine connection that serves it now."""
+
+    __slots__ = (
+        "_answered", "_body", "_buffer", "_client", "_close", "_dispatch", "_dispatched", "_endless", "_engaged",
+        "_engine", "_engine_reusable", "_gone", "_plane", "_request", "_status", "_tail", "_waiting",
+    )  # fmt: skip
+
+    _dispatch: Dispatch
+    """Set once the service has decided; not finished yet while `_dispatched`."""
+    _engine: EngineConnection
+    """Set once there is a connection; ours while `_engaged`."""
+    _body: Body
+    """Set once the answer's head was sent on, which `_answered` says."""
+
+    def __init__(self, plane: Plane, client: Client, request: Request) -> None:
+        self._plane = plane
+        self._client = client
+        self._request = request
+        self._waiting: asyncio.Future[Dispatch | Reply] | asyncio.Task[None] | None = None
+        """The decision or the connection that is waited for."""
+        self._dispatched = self._engaged = self._answered = self._gone = False
+        self._buffer: bytes | None = None
+        """Part of the answer's head; None: not a byte has come."""
+
+    # Deciding
+
+    def start(self) -> None:
+        """Ask the service, and go on at once if it answers at once."""
+        try:
+            verdict = self._plane.service.dispatch(self._request.head, self._request.body)
+        except Exception as error:
+            self._service_failed(error)
+            return
+        if hasattr(verdict, "__await__"):
+            # A callback on the future, not a wrapping task: what it brings is never lost to a late cancellation.
+            self._waiting = asyncio.ensure_future(cast("Awaitable[Dispatch | Reply]", verdict))
+            self._waiting.add_done_callback(self._decided)
+        else:
+            self._take(verdict)
+
+    def _decided(self, future: asyncio.Future[Dispatch | Reply]) -> None:
+        self._waiting = None
+        error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        if error is None:
+            self._take(future.result())
+        elif not self._gone:
+            self._service_failed(error)
+
+    def _take(self, verdict: Dispatch | Reply) -> None:
+        if isinstance(verdict, Reply):
+            self._answer(verdict)
+            return
+        self._dispatch, self._dispatched = verdict, True
+        if self._gone:  # while the service was deciding
+            self._finish(Outcome.CLIENT_GONE)
+        else:
+            self._attempt(self._plane.pool.take(verdict.endpoint))
+
+    def _service_failed(self, error: BaseException) -> None:
+        if isinstance(error, ClientError):
+            self._answer(error_reply(error.status, error.message, code=error.code, param=error.param))
+        elif isinstance(error, NoWorkerError):
+            self._answer(error_reply(503, str(error), code="no_worker"))
+        else:
+            self._plane.counts.service_failures += 1
+            request_id = self._request.head.header(b"x-request-id") or secrets.token_hex(8).encode()
+            log.error("request %s failed", request_id.decode("latin-1"), exc_info=error)
+            message = "The gateway failed to serve this request; its log says why, under this x-request-id."
+            self._answer(error_reply(500, message, code="internal_error", headers=((b"x-request-id", request_id),)))
+
+    # Attempting
+
+    def _attempt(self, engine: EngineConnection | None) -> None:
+        if engine is None:
+            self._waiting = self._plane.pool.connect(self._dispatch.endpoint, self)
+        else:
+            self.connected(engine)
+
+    def connected(self, engine: EngineConnection) -> None:
+        """There is a connection to the engine, a fresh one that was asked for or a reused one."""
+        self._waiting = None
+        self._engine, self._engaged = engine, True
+        engine.attach(self, self._on_head)
+        body = self._request.body
+        head = request_bytes(
+            self._request.head, body, engine.endpoint.authority.encode(), self._dispatch.request_headers
+        )
+        if len(body) <= _COPY_BYTES_MAX:
+            engine.transport.write(head + body)
+        else:
+            engine.transport.write(head)
+            engine.transport.write(body)
+
+    def connect_failed(self, reason: str) -> None:
+        """No connection could be made in time."""
+        self._waiting = None
+        self._unreachable(reason)
+
+    def engine_closed(self, *, clean: bool) -> None:
+        """The engine closed the connection, cleanly or by a reset."""
+        self._engaged = False
+        if self._buffer is None and self._engine.reused:
+            self._plane.counts.stale_connections += 1
+            self._attempt(None)
+        elif self._buffer is None:
+            self._plane.counts.unanswered += 1
+            self._unreachable("closed the connection without an answer")
+        elif self._answered and self._body.ends_by_close and clean:
+            self._complete(b"".join(self._tail))
+        else:
+            self._engine_fault("cut_short", "the connection was closed before the answer was complete")
+
+    def _unreachable(self, reason: str) -> None:
+        dispatch = self._dispatch
+        self._finish(Outcome.UNREACHABLE)
+        try:
+            again = self._plane.service.retry(dispatch)
+        except Exception as error:
+            self._service_failed(error)
+            return
+        if again is None:
+            message = f"Engine {dispatch.endpoint.authority} cannot be reached: {reason}. Nothing was generated."
+            self._answer(error_reply(502, message, code="engine_unreachable", headers=dispatch.response_headers))
+        else:
+            self._take(again)
+
+    # The answer
+
+    def _on_head(self, data: bytes) -> None:
+        data = self._buffer + data if self._buffer else data
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
+                self._buffer = data
+                if len(data) > ENGINE_HEAD_BYTES_MAX:
+                    self._engine_fault("malformed_head", "its head has no end")
+                return
+            try:
+                head = parse_response_head(data[:end], self._request.head.method)
+            except EngineError as error:
+                self._engine_fault("malformed_head", str(error))
+                return
+            data = data[end:]
+            if head.status >= 200:
+                break
+        self._buffer = b""
+        self._begin(head, data)
+
+    def _begin(self, head: ResponseHead, data: bytes) -> None:
+        """The head is there: send it on, and take the body as its framing wants it."""
+        http11, framing, transport = self._request.http11, head.framing, self._client.transport
+        chunked = framing is Framing.CHUNKED
+        self._endless = framing is Framing.UNTIL_CLOSE or (chunked and not http11)
+        self._close = self._endless or not self._request.keep_alive or self._plane.draining
+        self._engine_reusable = head.keep_alive
+        out = response_bytes(head, self._dispatch.response_headers, chunked=chunked and http11, close=self._close)
+        if len(data) == head.length and framing in _SIZED:  # nearly every answer that is no stream
+            transport.write(out + data)
+            self._dispatch.answering(head.status)
+            self._complete(data[-_TAIL_BYTES:])
+            return
+        transport.write(out)
+        self._status, self._answered = head.status, True
+        self._body = body_of(framing, head.length, chunks=http11)
+        self._tail: deque[bytes] = deque(maxlen=_TAIL_PIECES)
+        self._engine.receive = self._on_first_byte
+        if self._client.paused:
+            self._engine.pause_reading()
+        if data:
+            self._on_first_byte(data)
+
+    def _on_first_byte(self, data: bytes) -> None:
+        self._dispatch.answering(self._status)
+        self._engine.receive = self._on_body
+        self._on_body(data)
+
+    def _on_body(self, data: bytes) -> None:
+        body = self._body
+        try:
+            data = body.take(data)
+        except EngineError as error:
+            self._engine_fault("malformed_body", str(error))
+            return
+        self._client.transport.write(data)
+        self._tail.append(data if len(data) <= _TAIL_BYTES else data[-_TAIL_BYTES:])
+        if body.ended:
+            if body.excess:
+                self._plane.counts.engine_faults["excess"] += 1
+                self._engine_reusable = False
+            self._complete(b"".join(self._tail))
+
+    # Flow control, driven by the client's write buffer
+
+    def pause(self) -> None:
+        """The client is slower than the engine."""
+        if self._engaged:
+            self._engine.pause_reading()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self._engaged:
+            self._engine.resume_reading()
+
+    # Ends
+
+    def _complete(self, tail: bytes) -> None:
+        if self._engaged:
+            self._engaged = False
+            if self._engine_reusable:
+                self._engine.release()
+            else:
+                self._engine.abort()
+        self._finish(Outcome.COMPLETE, tail)
+        self._client.finished(close=self._close)
+
+    def _engine_fault(self, reason: str, message: str) -> None:
+        """The answer went wrong after its first byte: an error if the client got nothing of it yet, else a cut."""
+        self._plane.counts.engine_faults[reason] += 1
+        self._disengage()
+        self._finish(Outcome.ENGINE_LOST)
+        if self._answered:
+            self._client.cut(reset=self._endless)
+        else:
+            message = f"Engine {self._dispatch.endpoint.authority} gave a bad answer: {message}."
+            self._answer(error_reply(502, message, code="engine_failed", headers=self._dispatch.response_headers))
+
+    def _answer(self, reply: Reply) -> None:
+        if not self._gone:
+            self._client.answer(reply)
+
+    def client_gone(self) -> None:
+        """The client went away: whatever runs for it stops at once."""
+        self._gone = True
+        self._plane.counts.clients_gone += 1
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._disengage()
+        self._finish(Outcome.CLIENT_GONE)
+
+    def _disengage(self) -> None:
+        if self._engaged:
+            self._engaged = False
+            self._engine.abort()
+
+    def _finish(self, outcome: Outcome, tail: bytes = b"") -> None:
+        if not self._dispatched:
+            return
+        self._dispatched = False
+        try:
+            self._dispatch.finished(outcome, tail)
+        except Exception:
+            self._plane.counts.service_failures += 1
+            log.exception("the service failed to take the end of a request (%s)", outcome.value)

@@ -1,0 +1,107 @@
+"""The HTTP front: accepts clients, watches their deadlines with one coarse sweep, and drains.
+
+Invariant: every accepted connection is in `clients` until it is gone, so a drain knows when it is done and a close
+leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from warmroute.config.tree import GatewayConfig
+from warmroute.edge.http.client import ClientConnection
+from warmroute.edge.http.counts import Counts
+from warmroute.edge.http.exchange import Plane
+from warmroute.edge.http.upstream import EnginePool
+from warmroute.errors import ConfigError
+from warmroute.service.ports import GatewayService
+
+_BACKLOG = 4096
+"""Connections the kernel keeps for us while the loop is busy: bursts of clients must not be refused."""
+
+_SWEEP_S = 1.0
+
+
+class HttpServer:
+    """Serves `service` to HTTP clients on the running event loop."""
+
+    def __init__(self, service: GatewayService, config: GatewayConfig) -> None:
+        self.config = config
+        self.counts = Counts()
+        self.pool = EnginePool(config.connect_timeout_s, self.counts)
+        self.plane = Plane(service, self.pool, self.counts)
+        self.clients: set[ClientConnection] = set()
+        self.now = 0.0
+        self._server: asyncio.Server | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Future[None] | None = None
+        self._sweep_s = min(_SWEEP_S, config.head_timeout_s / 4, config.keepalive_timeout_s / 4)
+
+    async def start(self) -> int:
+        """Listen; the port that is listened on. Raises ConfigError if the address cannot be had."""
+        self._sweep()
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: ClientConnection(self), self.config.host, self.config.port, backlog=_BACKLOG
+            )
+        except OSError as error:
+            self._stop_sweeping()
+            address = f"{self.config.host}:{self.config.port}"
+            raise ConfigError("gateway.port", f"cannot listen on {address}: {error}", "Choose another one.") from error
+        listening: socket.socket = self._server.sockets[0]
+        port: int = listening.getsockname()[1]
+        return port
+
+    async def drain(self) -> None:
+        """Accept nothing more, close idle connections, and give what runs `drain_timeout_s` before it is cut."""
+        self._stop_accepting()
+        self.plane.draining = True
+        for client in list(self.clients):
+            client.close_if_idle()
+        if self.clients:
+            self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._empty], timeout=self.config.drain_timeout_s)
+        self.counts.cut_by_drain += len(self.clients)
+        await self.close()
+
+    async def close(self) -> None:
+        """Cut everything at once and release every socket."""
+        self._stop_accepting()
+        self.plane.draining = True
+        for client in list(self.clients):
+            client.transport.abort()
+        if self.clients:
+            self._empty = asyncio.get_running_loop().create_future()
+            await self._empty
+        self._stop_sweeping()
+        await self.pool.close()
+
+    def opened(self, client: ClientConnection) -> None:
+        """A connection was accepted."""
+        self.clients.add(client)
+        self.counts.clients += 1
+
+    def closed(self, client: ClientConnection) -> None:
+        """A connection is gone."""
+        self.clients.discard(client)
+        if not self.clients and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.now = loop.time()
+        for client in list(self.clients):
+            if client.exchange is None and self.now >= client.deadline:
+                client.expired()
+        self.pool.sweep(self.now)
+        self._sweeping = loop.call_later(self._sweep_s, self._sweep)
+
+    def _stop_sweeping(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    def _stop_accepting(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None

@@ -1,0 +1,105 @@
+"""Every worker with events has a stream that follows it, from when membership finds it until it is gone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from warmroute.config.tree import EventsConfig
+from warmroute.core.router import Router
+from warmroute.errors import ConfigError
+from warmroute.service.ingest import Clock, Ingest, WorkerStream
+from warmroute.service.ports import EventAddress, EventSourceFactory
+from warmroute.types import Fleet, Trust, TrustState, Worker, WorkerId
+
+_log = logging.getLogger(__name__)
+
+_GOLDEN = 0.618  # multiples of it, modulo 1, lie spread out however many there are
+
+SetTrust = Callable[[WorkerId, Trust], None]
+
+
+class Following:
+    """Listens to membership (the port FleetListener) and keeps the streams."""
+
+    def __init__(
+        self, router: Router, sources: EventSourceFactory, config: EventsConfig, clock: Clock, wall_clock: Clock
+    ) -> None:
+        self.streams: dict[WorkerId, WorkerStream] = {}
+        self.on_fleet: Callable[[Fleet], None] = _ignore
+        """Told of every new fleet."""
+        self.set_trust: SetTrust = _ignore
+        """Told of every change of trust; membership's, once there is one."""
+        self._router = router
+        self._sources = sources
+        self._clock = clock
+        self._ingest = Ingest(
+            index=router.index,
+            config=config,
+            clock=clock,
+            wall_clock=wall_clock,
+            on_trust=self._trusted,
+            on_applied=self._applied,
+        )
+        self._names: dict[WorkerId, str] = {}
+
+    def worker_added(self, worker: Worker, address: EventAddress | None) -> None:
+        """Follow a worker, if it publishes."""
+        self._names[worker.id] = worker.name
+        if address is None:
+            return
+        stream = WorkerStream(worker.id, self._ingest, rank=worker.rank, stagger=worker.id * _GOLDEN % 1)
+        try:
+            stream.start(self._sources(address))
+        except ConfigError as error:
+            _log.error("%s: its events cannot be followed, it is routed to by load: %s", worker.name, error)  # noqa: TRY400
+            self._trusted(worker.id, Trust(TrustState.BLIND, str(error), self._clock()))
+            return
+        self.streams[worker.id] = stream
+
+    def worker_removed(self, worker: WorkerId) -> None:
+        """Forget a worker and free what it held."""
+        stream = self.streams.pop(worker, None)
+        if stream is not None:
+            stream.retire()
+        self._router.index.drop(worker)
+        self._router.forget(worker)
+        self._names.pop(worker, None)
+
+    def worker_restarted(self, worker: WorkerId, process_start: float | None) -> None:
+        """The engine is another process: what it held is gone."""
+        self._router.forget(worker)
+        if worker in self.streams:
+            self.streams[worker].restarted(process_start)
+
+    def fleet_changed(self, fleet: Fleet) -> None:
+        """Pass the new fleet on."""
+        self.on_fleet(fleet)
+
+    def cleared(self, worker: WorkerId) -> None:
+        """The worker's cache was reset by a call through the gateway: engines announce it only with their next step."""
+        self._router.forget(worker)
+        if worker in self.streams:
+            self.streams[worker].cleared_by_gateway()
+
+    def tick(self) -> None:
+        """Time has passed: due about once a second."""
+        for stream in tuple(self.streams.values()):
+            stream.tick()
+
+    def close(self) -> None:
+        """Stop following everybody."""
+        for worker in tuple(self.streams):
+            self.worker_removed(worker)
+
+    def _applied(self, worker: WorkerId) -> None:
+        self._router.applied(worker, self._clock())
+
+    def _trusted(self, worker: WorkerId, trust: Trust) -> None:
+        level = logging.WARNING if trust.state is TrustState.DEGRADED else logging.INFO
+        _log.log(level, "%s is %s: %s", self._names.get(worker, worker), trust.state, trust.reason)
+        self.set_trust(worker, trust)
+
+
+def _ignore(*_: object) -> None:
+    pass

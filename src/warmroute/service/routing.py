@@ -1,0 +1,190 @@
+"""From an HTTP request to a dispatch: parse, get tokens, pick, and say what the data plane is to do.
+
+The one implementation of the port `GatewayService`. It answers at once where nothing must be waited for, so that a
+request with token ids costs no task. It refuses only what is the client's fault; that tokens or events are missing
+never fails a request.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+
+from warmroute.config.tree import GatewayConfig
+from warmroute.core import openai
+from warmroute.core.openai import RoutingRequest
+from warmroute.core.router import Decision, PickRequest, Router
+from warmroute.errors import ClientError, NoWorkerError
+from warmroute.service.membership import Membership
+from warmroute.service.ports import Dispatch, Headers, Outcome, Reply, RequestHead
+from warmroute.service.tokens import Tokens
+from warmroute.service.tracking import Attempt, Job, Tracking, Trail
+from warmroute.types import TokenIds, WorkerId
+
+PREFIX_ROUTED = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Paths whose requests are routed by what the workers have cached."""
+
+RESETS_CACHE = frozenset({"/reset_prefix_cache", "/sleep"})
+"""Paths after which the engine that served them has an empty cache, though it publishes that only with its next step."""
+
+LocalReply = Callable[[str], Reply]
+"""Answers a path below its prefix itself; gets the full path."""
+
+_CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d+)')
+
+
+class Routing:
+    """Decides for every request that the gateway gets."""
+
+    def __init__(
+        self,
+        router: Router,
+        membership: Membership,
+        tokens: Tokens,
+        config: GatewayConfig,
+        clock: Callable[[], float],
+    ) -> None:
+        self.router = router
+        self.tracking = Tracking()
+        self._membership = membership
+        self._tokens = tokens
+        self._config = config
+        self._clock = clock
+        self._local: dict[str, LocalReply] = {}
+        self.on_reset: Callable[[WorkerId], None] = lambda _: None
+        """Told when a worker's cache was reset by a request that passed through."""
+
+    def answer_locally(self, replies: Mapping[str, LocalReply]) -> None:
+        """Let GETs of these paths be answered by the gateway itself; a path that ends in `/` stands for all below."""
+        self._local.update(replies)
+
+    def dispatch(self, head: RequestHead, body: bytes) -> Dispatch | Reply | Awaitable[Dispatch | Reply]:
+        """Decide what becomes of a request. Raises ClientError or NoWorkerError, at once or when awaited."""
+        path = head.target.partition(b"?")[0].decode("latin-1")
+        if head.method == b"POST" and path in PREFIX_ROUTED:
+            return self._route(head, openai.parse(path, body))
+        if head.method in (b"GET", b"HEAD"):
+            reply = self._local.get(path) or self._local.get(path[: path.rfind("/") + 1])
+            if reply is not None:
+                return reply(path)
+        return self._pass_through(head, path, body)
+
+    def retry(self, dispatch: Dispatch) -> Dispatch | None:
+        """Another worker for a request whose attempt ended UNREACHABLE, or None if it must not be tried again."""
+        assert isinstance(dispatch, Attempt)  # noqa: S101 - the data plane hands back what it got
+        job = dispatch.job
+        tried = job.pick.exclude | {dispatch.trail.decision.worker.id}
+        if not job.retriable or len(tried) > self._config.retries:
+            return None
+        again = msgspec.structs.replace(job, pick=msgspec.structs.replace(job.pick, exclude=tried))
+        try:
+            attempt = self._attempt(again)
+        except NoWorkerError:
+            return None
+        self.tracking.retries += 1
+        return attempt
+
+    def answering(self, attempt: Attempt, status: int) -> None:
+        """The first byte of an answer's body came."""
+        attempt.trail.status = status
+        self.router.prefilled(attempt.trail.decision, self._clock())
+
+    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
+        """Release what was booked, and note how it ended."""
+        trail, worker = attempt.trail, attempt.trail.decision.worker
+        trail.outcome = outcome
+        if reported := _CACHED_TOKENS.findall(tail):
+            trail.reported_tokens = int(reported[-1])
+            self.tracking.reported_tokens[worker.name] += trail.reported_tokens
+        if attempt.job.resets_cache and outcome is Outcome.COMPLETE and _reset_succeeded(trail.status, tail):
+            self.on_reset(worker.id)
+        self.router.release(trail.decision, self._clock(), served=outcome is not Outcome.UNREACHABLE)
+        self.tracking.outcomes[worker.name, outcome.value] += 1
+        if outcome in (Outcome.UNREACHABLE, Outcome.ENGINE_LOST):
+            self._membership.report_unreachable(worker.endpoint)
+
+    def _route(self, head: RequestHead, request: RoutingRequest) -> Dispatch | Awaitable[Dispatch]:
+        fleet = self._membership.fleet
+        if not fleet.serving(request.model):
+            raise self._unknown_model(request.model)
+        if request.token_ids is not None:
+            return self._attempt(self._job(head, request, request.token_ids, None))
+        return self._route_text(head, request)
+
+    async def _route_text(self, head: RequestHead, request: RoutingRequest) -> Dispatch:
+        serving = self._membership.fleet.serving(request.model)
+        asked = next((worker for worker in serving if worker.ready), serving[0])
+        found = await self._tokens.of(request, asked.endpoint)
+        return self._attempt(self._job(head, request, found.token_ids, found.reason))
+
+    def _pass_through(self, head: RequestHead, path: str, body: bytes) -> Dispatch:
+        """Route by load: to a worker of the model that the body names, or to any if it names none."""
+        model = openai.model_of(body)
+        if model is not None and not self._membership.fleet.serving(model):
+            raise self._unknown_model(model)
+        return self._attempt(
+            Job(
+                pick=PickRequest(model=model, prompt_bytes=len(body), streamed=False),
+                request_id=_request_id(head),
+                no_tokens_reason="path",
+                retriable=model is not None or head.method in (b"GET", b"HEAD"),
+                resets_cache=head.method == b"POST" and path in RESETS_CACHE,
+            )
+        )
+
+    def _job(
+        self, head: RequestHead, request: RoutingRequest, token_ids: TokenIds | None, no_tokens_reason: str | None
+    ) -> Job:
+        pick = PickRequest(
+            model=request.model,
+            token_ids=token_ids,
+            prompt_bytes=len(request.body),
+            cache_salt=request.cache_salt,
+            skips_cache_read=request.skips_cache_read,
+            streamed=request.stream,
+        )
+        return Job(pick=pick, request_id=_request_id(head), no_tokens_reason=no_tokens_reason)
+
+    def _attempt(self, job: Job) -> Attempt:
+        decision = self.router.pick(job.pick, self._membership.fleet, self._clock())
+        trail = Trail(request_id=job.request_id, decision=decision, no_tokens_reason=job.no_tokens_reason)
+        self.tracking.decided(trail)
+        return Attempt(self, job, trail, self._headers(job, decision))
+
+    def _headers(self, job: Job, decision: Decision) -> tuple[Headers, Headers]:
+        request_id = (b"x-request-id", job.request_id.encode("latin-1"))
+        worker = decision.worker
+        to_engine: Headers = (request_id,)
+        if worker.ranks > 1:
+            to_engine = (request_id, (b"x-data-parallel-rank", b"%d" % worker.rank))
+        if not self._config.decision_headers:
+            return to_engine, (request_id,)
+        return to_engine, (
+            request_id,
+            (b"x-warmroute-worker", worker.name.encode("latin-1")),
+            (b"x-warmroute-overlap-tokens", b"%d" % decision.overlap_tokens),
+        )
+
+    def _unknown_model(self, model: str) -> ClientError | NoWorkerError:
+        known = [info.id for info in self._membership.fleet.models]
+        if not known:
+            return NoWorkerError("no engine has answered yet, so no model is known; try again shortly")
+        return ClientError(
+            404,
+            f"The model `{model}` does not exist. Models served here: {', '.join(sorted(known))}.",
+            code="model_not_found",
+            param="model",
+        )
+
+
+def _reset_succeeded(status: int | None, tail: bytes) -> bool:
+    """Engines answer a reset that they could not do with 200 and `success: false`."""
+    return status == 200 and b"false" not in tail
+
+
+def _request_id(head: RequestHead) -> str:
+    given = head.header(b"x-request-id")
+    return given.decode("latin-1") if given else uuid.uuid4().hex

@@ -1,0 +1,133 @@
+"""What the gateway says of itself: health, readiness, workers, models, and why a request went where it went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from warmroute.core.router import Router
+from warmroute.service.ingest import WorkerStream
+from warmroute.service.membership import Membership
+from warmroute.service.ports import Reply
+from warmroute.service.tracking import Tracking
+from warmroute.types import Worker, WorkerId
+
+
+class Status:
+    """Answers the gateway's own paths with JSON."""
+
+    def __init__(
+        self,
+        router: Router,
+        membership: Membership,
+        streams: Mapping[WorkerId, WorkerStream],
+        tracking: Tracking,
+        clock: Callable[[], float],
+    ) -> None:
+        self._router = router
+        self._membership = membership
+        self._streams = streams
+        self._tracking = tracking
+        self._clock = clock
+        self.draining = False
+
+    def replies(self) -> dict[str, Callable[[str], Reply]]:
+        """Path -> what answers it."""
+        return {
+            "/health": self.health,
+            "/ready": self.ready,
+            "/workers": self.workers,
+            "/v1/models": self.models,
+            "/decisions/": self.decision,
+        }
+
+    def health(self, _: str) -> Reply:
+        """200 as long as the process serves."""
+        return _json({"status": "ok"})
+
+    def ready(self, _: str) -> Reply:
+        """200 if requests can be served now: at least one worker is ready and the gateway is not draining."""
+        workers = self._membership.fleet.workers
+        ready = sum(worker.ready for worker in workers)
+        body = {"ready": bool(ready) and not self.draining, "draining": self.draining, "workers": len(workers)}
+        return _json(body | {"workers_ready": ready}, status=200 if body["ready"] else 503)
+
+    def workers(self, _: str) -> Reply:
+        """Every worker: where it is, what it serves, how far it is believed, what it holds, what it has to do."""
+        now = self._clock()
+        return _json({"workers": [self._worker(worker, now) for worker in self._membership.fleet.workers]})
+
+    def models(self, _: str) -> Reply:
+        """The union of the engines' models, in OpenAI's form."""
+        return _json(
+            {
+                "object": "list",
+                "data": [
+                    {
+                        "id": model.id,
+                        "object": "model",
+                        "created": model.created,
+                        "owned_by": model.owned_by,
+                        "parent": model.parent,
+                        "max_model_len": model.max_model_len,
+                    }
+                    for model in self._membership.fleet.models
+                ],
+            }
+        )
+
+    def decision(self, path: str) -> Reply:
+        """Why one of the last requests went where it went, by its `x-request-id`."""
+        request_id = path.rpartition("/")[2]
+        trail = self._tracking.trail(request_id)
+        if trail is None:
+            return _json({"error": {"message": f"no decision is kept for the request {request_id!r}"}}, status=404)
+        decision = trail.decision
+        return _json(
+            {
+                "request_id": trail.request_id,
+                "worker": decision.worker.name,
+                "reason": decision.reason,
+                "policy": decision.policy,
+                "no_tokens_reason": trail.no_tokens_reason,
+                "prompt_tokens": decision.prompt_tokens,
+                "overlap_tokens": decision.overlap_tokens,
+                "claimed_tokens": decision.claimed_tokens,
+                "reported_tokens": trail.reported_tokens,
+                "outcome": trail.outcome.value if trail.outcome else None,
+                "status": trail.status,
+                "candidates": decision.explain(),
+            }
+        )
+
+    def _worker(self, worker: Worker, now: float) -> dict[str, Any]:
+        load = self._router.load.of(worker.id, now)
+        sizes = self._router.index.worker_sizes(worker.id)
+        stream = self._streams.get(worker.id)
+        return {
+            "worker": worker.name,
+            "address": worker.endpoint.url,
+            "rank": worker.rank,
+            "ready": worker.ready,
+            "models": [model.id for model in worker.models],
+            "trust": {
+                "state": worker.trust.state,
+                "reason": worker.trust.reason,
+                "since_s": round(now - worker.trust.since, 3),
+            },
+            "blocks": sizes.blocks,
+            "orphan_blocks": sizes.orphans,
+            "block_size": sizes.block_sizes[0] if sizes.block_sizes else worker.block_size,
+            "load": {
+                "requests": load.requests,
+                "prefill_tokens": load.prefill_tokens,
+                "decoding": load.decoding,
+            },
+            "events": None if stream is None else stream.view(),
+        }
+
+
+def _json(body: Any, status: int = 200) -> Reply:
+    return Reply(status, msgspec.json.encode(body))

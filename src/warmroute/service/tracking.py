@@ -1,0 +1,129 @@
+"""One dispatched request from its decision to its last byte: load released exactly once, and what happened counted.
+
+An `Attempt` is the Dispatch that the data plane holds. It tells the router when prefill is over and when the request
+is, whatever the end was; and it leaves a trail: counters for metrics, and the last decisions for people who ask why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import Protocol
+
+import msgspec
+
+from warmroute.core.router import Decision, PickRequest
+from warmroute.service.ports import Headers, Outcome
+from warmroute.types import Endpoint
+
+DECISIONS_KEPT_MAX = 10_000
+"""Decisions kept for explanation: a few minutes of a busy gateway, some ten megabytes."""
+
+
+class Trail(msgspec.Struct):
+    """One decision and what became of it."""
+
+    request_id: str
+    decision: Decision
+    no_tokens_reason: str | None
+    outcome: Outcome | None = None
+    status: int | None = None
+    reported_tokens: int | None = None
+    """Prompt tokens the engine says it took from its cache, where its answer says so."""
+
+
+class Tracking:
+    """Counters over all requests, and the last decisions."""
+
+    def __init__(self) -> None:
+        self.decisions: Counter[tuple[str, str]] = Counter()
+        """(worker name, reason) -> decisions."""
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        """(worker name, outcome) -> ended attempts."""
+        self.no_tokens: Counter[str] = Counter()
+        """Why requests were routed without token ids -> requests."""
+        self.prompt_tokens: Counter[str] = Counter()
+        """Worker name -> prompt tokens sent there."""
+        self.predicted_tokens: Counter[str] = Counter()
+        """Worker name -> prompt tokens predicted to be cached there."""
+        self.reported_tokens: Counter[str] = Counter()
+        """Worker name -> prompt tokens that its engine reported as cached."""
+        self.retries = 0
+        self.rejected: Counter[int] = Counter()
+        """HTTP status -> requests that the gateway itself refused."""
+        self._trails: OrderedDict[str, Trail] = OrderedDict()
+
+    def decided(self, trail: Trail) -> None:
+        """A decision was made; a retry of the same request takes its place."""
+        decision, name = trail.decision, trail.decision.worker.name
+        self.decisions[name, decision.reason] += 1
+        if trail.no_tokens_reason is not None:
+            self.no_tokens[trail.no_tokens_reason] += 1
+        else:
+            self.prompt_tokens[name] += decision.prompt_tokens
+            self.predicted_tokens[name] += decision.overlap_tokens
+        self._trails[trail.request_id] = trail
+        while len(self._trails) > DECISIONS_KEPT_MAX:
+            self._trails.popitem(last=False)
+
+    def trail(self, request_id: str) -> Trail | None:
+        """What is known of a request, if it is among the last ones."""
+        return self._trails.get(request_id)
+
+    def forget_worker(self, name: str) -> None:
+        """A worker left: its series end, so that a thousand rollouts leave no thousand series."""
+        for counter in (self.decisions, self.outcomes):
+            for key in [key for key in counter if key[0] == name]:
+                del counter[key]
+        del self.prompt_tokens[name], self.predicted_tokens[name], self.reported_tokens[name]
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What is kept of a request while it runs, so that it can be tried again elsewhere."""
+
+    pick: PickRequest
+    request_id: str
+    no_tokens_reason: str | None = None
+    retriable: bool = True
+    """False if an engine may have acted on it although no answer came (an admin request)."""
+    resets_cache: bool = False
+    """Whether its success leaves the worker's cache empty."""
+
+
+class Tracker(Protocol):
+    """Who is told how attempts go. The routing service is."""
+
+    def answering(self, attempt: Attempt, status: int) -> None:
+        """The first byte of the answer's body came."""
+        ...
+
+    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
+        """The attempt ended; called once."""
+        ...
+
+
+class Attempt:
+    """One try to have one request served by one worker: the Dispatch that the data plane holds."""
+
+    __slots__ = ("_tracker", "ended", "job", "request_headers", "response_headers", "trail")
+
+    def __init__(self, tracker: Tracker, job: Job, trail: Trail, headers: tuple[Headers, Headers]) -> None:
+        self._tracker = tracker
+        self.job = job
+        self.trail = trail
+        self.request_headers, self.response_headers = headers
+        self.ended = False
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where to send it."""
+        return self.trail.decision.worker.endpoint
+
+    def answering(self, status: int) -> None:
+        """The first byte of the answer's body came."""
+        self._tracker.answering(self, status)
+
+    def finished(self, outcome: Outcome, tail: bytes = b"") -> None:
+        """The attempt is over. Only the first call counts."""
+        if not self.ended:
+            self.ended = True
+            self._tracker.finished(self, outcome, tail)
