@@ -1,0 +1,60 @@
+# Everything a fresh machine needs is Python 3.11 or later, a C++ compiler, make and the package registries.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+# A change of what the package is built from or depends on makes a new build; Python sources are used in place.
+NATIVE := CMakeLists.txt $(wildcard native/*)
+
+.PHONY: demo test test-fast lint format bench vllm clean help
+
+help:
+	@echo "make demo     three simulated engines, the gateway, traffic, and why each request went where it went"
+	@echo "make test     everything that CI checks: lint, types, layers, tests (with real vLLM)"
+	@echo "make test-fast  the tests that need no real vLLM"
+	@echo "make lint     ruff, mypy --strict, import contracts"
+	@echo "make bench    benchmarks, beside the peers where they are installed"
+	@echo "make vllm     install real vLLM for CPU into its own environment (about 3 GB)"
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Warmroute needs Python 3.11 or later; this is %s. Say which one: make PYTHON=python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.venv pyproject.toml constraints.txt $(NATIVE)
+	$(BIN)/pip install -q -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/pip install -q -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/warmroute demo
+
+vllm:
+	PIP_CONSTRAINT= PYTHON=$(PYTHON) scripts/vllm/install.sh
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint vllm
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'not vllm'
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,84 @@
+// PrefixHash, natively. The specification is the docstring of warmroute/core/hashing.py; this is its fast form.
+//
+// Pure C++: nothing here knows Python, so the index can hash what it stores with the same few functions.
+//
+// The work per block of 16 tokens is four independent multiplications (the digest) and one that waits for the block
+// before (the chain): out-of-order cores overlap the digests of several blocks with one chain.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace warmroute {
+
+static_assert(std::endian::native == std::endian::little, "words are read as they lie in memory");
+
+using PrefixHash = std::uint64_t;
+using Token = std::uint32_t;
+
+// Low half of the 128-bit product, exclusive-or the high half.
+constexpr std::uint64_t mum(std::uint64_t a, std::uint64_t b) noexcept {
+    __extension__ using Wide = unsigned __int128;
+    const Wide product = static_cast<Wide>(a) * b;
+    return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
+}
+
+// The splitmix64 finaliser.
+constexpr std::uint64_t mix(std::uint64_t x) noexcept {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
+    return x ^ (x >> 31);
+}
+
+// The j-th number of the stream of constants; negative numbers wrap round.
+constexpr std::uint64_t secret(std::uint64_t j) noexcept { return mix(j * 0x9E3779B97F4A7C15); }
+
+inline constexpr PrefixHash root = secret(std::uint64_t{0} - 1);
+inline constexpr std::uint64_t parent_secret = secret(std::uint64_t{0} - 2);
+inline constexpr std::uint64_t block_secret = secret(std::uint64_t{0} - 3);
+
+// The secret of word j, bits 63 and 31 set: no word of token ids below 2^31 makes it zero.
+constexpr std::uint64_t position_secret(std::size_t j) noexcept {
+    return secret(j + 1) | (std::uint64_t{1} << 63) | (std::uint64_t{1} << 31);
+}
+
+inline constexpr std::size_t tokens_per_pair = 4;
+inline constexpr std::size_t tabled_words = 512;  // blocks of up to 1024 tokens: engines use 16 to some hundreds
+
+inline constexpr auto position_secrets = [] {
+    std::array<std::uint64_t, tabled_words> table{};
+    for (std::size_t j = 0; j < tabled_words; ++j) table[j] = position_secret(j);
+    return table;
+}();
+
+// Content digest of one block of `count` tokens; `tokens` need not be aligned.
+inline std::uint64_t block_digest(const void* tokens, std::size_t count) noexcept {
+    const auto* bytes = static_cast<const unsigned char*>(tokens);
+    std::uint64_t sum = mix(count);
+    std::size_t left = count;
+    for (std::size_t j = 0; left > 0; j += 2, bytes += tokens_per_pair * sizeof(Token)) {
+        std::array<std::uint64_t, 2> word{};
+        if (left >= tokens_per_pair) {
+            std::memcpy(word.data(), bytes, sizeof word);
+            left -= tokens_per_pair;
+        } else {
+            std::memcpy(word.data(), bytes, left * sizeof(Token));
+            left = 0;
+        }
+        const bool tabled = j + 1 < tabled_words;
+        const std::uint64_t even = tabled ? position_secrets[j] : position_secret(j);
+        const std::uint64_t odd = tabled ? position_secrets[j + 1] : position_secret(j + 1);
+        sum += mum(word[0] ^ even, word[1] ^ odd);
+    }
+    return sum;
+}
+
+// The prefix that ends with a block of this digest and extra, after `parent`.
+constexpr PrefixHash chain(PrefixHash parent, std::uint64_t digest, std::uint64_t extra) noexcept {
+    return mum(parent ^ parent_secret, (digest + extra) ^ block_secret);
+}
+
+}  // namespace warmroute
