@@ -91,9 +91,8 @@ def test_locality_is_given_up_when_the_queue_costs_more_than_it_saves() -> None:
     router, fleet, index = make(2)
     prompt = tokens(10)
     store(index, 0, prompt)
-    chosen = []
-    for n in range(40):
-        chosen.append(router.pick(ask([*prompt, *tokens(2, 5000 + 100 * n)]), fleet, 0.0).worker.id)
+    prompts = ([*prompt, *tokens(2, 5000 + 100 * n)] for n in range(40))
+    chosen = [router.pick(ask(each), fleet, 0.0).worker.id for each in prompts]
     assert chosen[0] == 0
     assert 1 in chosen
     assert abs(chosen.count(0) - chosen.count(1)) < 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmroute.testing.engine.tokenizer import TABLE_SIZE, TextStream, decode, encode, pseudo_word, render_chat
@@ -12,6 +12,7 @@ from warmroute.testing.engine.tokenizer import TABLE_SIZE, TextStream, decode, e
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_text_comes_back(text: str) -> None:
     tokens = encode(text)
@@ -19,6 +20,7 @@ def test_text_comes_back(text: str) -> None:
     assert all(0 <= token < TABLE_SIZE for token in tokens)
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_a_stream_of_tokens_gives_the_same_text(text: str) -> None:
     stream = TextStream()
@@ -38,6 +40,7 @@ def test_special_tokens_are_one_id_each() -> None:
     assert len(encode("<|im_star|>")) > 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_pseudo_words_are_three_letters(number: int) -> None:
     assert len(decode((pseudo_word(number),)).strip()) == 3

@@ -1,0 +1,1 @@
+"""Composition roots: what a command is made of, wired by constructor calls."""

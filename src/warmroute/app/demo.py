@@ -1,8 +1,9 @@
 """`warmroute demo`: three simulated engines, the gateway, traffic, and why each request went where it went.
 
-Everything is real but the engines' arithmetic: sockets, HTTP, events over ZMQ, tokenizing by the engines' /tokenize. The
-same conversations run twice, each time on fresh engines: once routed in turn, once by Warmroute. Nothing is asserted
-about time; the exit code says whether every request was answered and every prediction was what the engine reported.
+Everything is real but the engines' arithmetic: sockets, HTTP, events over ZMQ, tokenizing by the engines' /tokenize.
+The same conversations run twice, each time on fresh engines: once routed in turn, once by Warmroute. Nothing is
+asserted about time; the exit code says whether every request was answered, nine of ten predictions were exactly what
+the engine reported, and more came from caches than in turn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import aiohttp
@@ -24,10 +26,12 @@ from warmroute.config.tree import Config, EngineConfig, GatewayConfig, RoutingCo
 from warmroute.testing.engine import EngineOptions, SimulatedEngine
 
 ENGINES = 3
-APPS = 4
-USERS_PER_APP = 4
+APPS = 8
+USERS_PER_APP = 3
 TURNS = 3
 CLIENTS = 4
+BLOCKS_PER_ENGINE = 240
+"""Room for about four conversations: no engine can hold every application's prompt."""
 WORDS = (
     "cache prefix block engine token route warm cold batch decode prefill queue event replay worker shard tensor page "
     "attention head layer window stream latency budget"
@@ -59,10 +63,10 @@ class Conversation:
 
 def conversations(seed: int) -> list[Conversation]:
     """The demo's users, in an order that mixes the applications."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 - words for a demo
     made = []
     for app in range(APPS):
-        system = f"You are assistant {app}. " + " ".join(rng.choices(WORDS, k=400))
+        system = f"You are assistant {app}. " + " ".join(rng.choices(WORDS, k=350))
         for user in range(USERS_PER_APP):
             questions = [" ".join(rng.choices(WORDS, k=rng.randint(8, 30))) for _ in range(TURNS)]
             made.append(Conversation(f"app {app}, user {user}", [{"role": "system", "content": system}], questions))
@@ -73,6 +77,7 @@ def conversations(seed: int) -> list[Conversation]:
 async def drive(base_url: str, seed: int) -> list[Served]:
     """Hold all conversations, `CLIENTS` at a time, through the gateway at `base_url`."""
     served: list[Served] = []
+    numbers = count(1)
     waiting = conversations(seed)
     async with aiohttp.ClientSession(base_url) as session:
 
@@ -81,9 +86,9 @@ async def drive(base_url: str, seed: int) -> list[Served]:
                 conversation = waiting.pop()
                 for question in conversation.questions:
                     conversation.messages.append({"role": "user", "content": question})
-                    answer = await ask(session, conversation, len(served) + 1)
-                    served.append(answer[0])
-                    conversation.messages.append({"role": "assistant", "content": answer[1]})
+                    answer, text = await ask(session, conversation, next(numbers))
+                    served.append(answer)
+                    conversation.messages.append({"role": "assistant", "content": text})
 
         async with asyncio.TaskGroup() as clients:
             for _ in range(CLIENTS):
@@ -122,7 +127,12 @@ async def fleet(policy: str) -> AsyncIterator[str]:
             await stack.enter_async_context(
                 SimulatedEngine(
                     EngineOptions(
-                        model="demo", num_blocks=600, prefill_per_token_s=1e-4, decode_per_token_s=1e-3, seed=n
+                        model="demo",
+                        num_blocks=BLOCKS_PER_ENGINE,
+                        max_model_len=2048,
+                        prefill_per_token_s=1e-4,
+                        decode_per_token_s=1e-3,
+                        seed=n,
                     )
                 )
             )
@@ -175,7 +185,7 @@ async def demo(console: Console, seed: int) -> int:
         table.add_row(name, f"{share(served):.1%}", f"{mean_ms(served):.0f} ms")
     console.print(table)
     if exact < len(warm):
-        console.print("A line with '!' was predicted wrongly: requests that ran at the same moment shared its blocks.")
+        console.print("'!' marks what was predicted wrongly: the engine's events were still on their way.")
     return 0 if exact >= 0.9 * len(warm) and share(warm) > share(in_turn) else 1
 
 

@@ -171,7 +171,8 @@ class _Player:
             stream = WorkerStream(worker.id, ingest, rank=worker.rank)
             self.streams[src], self.sources[src] = stream, source
             stream.start(source)
-        for self.now, _, (what, item) in sorted(self._steps(), key=itemgetter(0, 1)):
+        for at, _, (what, item) in sorted(self._steps(), key=itemgetter(0, 1)):
+            self.now = at
             self._step(router, what, item)
             for source in self.sources.values():
                 source.settle(self.now)
@@ -287,31 +288,30 @@ class _Player:
 
     def _cause(self, running: _Running, reported: int) -> tuple[str, str]:
         """Why the prediction differs, as far as anybody outside the engine can tell."""
+        trust = running.decision.worker.trust
+        found = ((cause, detail) for applies, cause, detail in self._causes(running, reported) if applies)
+        return next(found, ("unexplained", f"the view was {trust.state}: {trust.reason}"))
+
+    def _causes(self, running: _Running, reported: int) -> Iterator[tuple[bool, str, str]]:
+        """Whether each known cause applies, the surest first."""
         request, decision = running.request, running.decision
         body, trust = request.body, decision.worker.trust
-        if body.get("prompt_logprobs") is not None:
-            return "skips_cache_read", "prompt_logprobs: the engine computes the whole prompt"
-        if (body.get("n") or 1) > 1:
-            return "several_answers", f"n = {body['n']}: the siblings share the first one's blocks"
-        if running.prompts > 1:
-            return "several_answers", f"{running.prompts} prompts: the engine reports them together"
-        if running.concurrent:
-            return "concurrent", "other requests ran meanwhile; blocks are shared inside a step, events come after it"
-        if self.loaded.get(body.get("model", ""), 0) > 1 and decision.overlap_tokens > reported:
-            return "adapter_reloaded", f"adapter {body['model']!r} was loaded again under the same name"
+        skips = body.get("prompt_logprobs") is not None
+        yield skips, "skips_cache_read", "prompt_logprobs: the engine computes the whole prompt"
+        answers, prompts = body.get("n") or 1, running.prompts
+        yield answers > 1, "several_answers", f"n = {answers}: the siblings share the first one's blocks"
+        yield prompts > 1, "several_answers", f"{prompts} prompts: the engine reports them together"
+        shared = "other requests ran meanwhile; blocks are shared inside a step, events come after it"
+        yield running.concurrent, "concurrent", shared
+        again = self.loaded.get(body.get("model", ""), 0) > 1 and decision.overlap_tokens > reported
+        yield again, "adapter_reloaded", f"adapter {body.get('model')!r} was loaded again under the same name"
         late = sum(received > request.t0 > made for received, made in self.published)
-        if late:
-            return (
-                "late_events",
-                f"{late} batches from before this request reached the subscriber only after it was sent",
-            )
-        if self.reset_pending:
-            return "reset_pending", "the cache was reset; the engine says so only with its next step"
-        if trust.state is not TrustState.LIVE and decision.overlap_tokens < reported:
-            return "not_announced", f"{trust.state}: {trust.reason}"
-        if len(self.fleet.workers) > 1 and self._pinned(request) is None:
-            return "other_rank", "the engine chose the data-parallel rank itself"
-        return "unexplained", f"the view was {trust.state}: {trust.reason}"
+        yield late > 0, "late_events", f"{late} earlier batches reached the subscriber only after it was sent"
+        yield self.reset_pending, "reset_pending", "the cache was reset; the engine says so only with its next step"
+        unknown = trust.state is not TrustState.LIVE and decision.overlap_tokens < reported
+        yield unknown, "not_announced", f"{trust.state}: {trust.reason}"
+        unpinned = len(self.fleet.workers) > 1 and self._pinned(request) is None
+        yield unpinned, "other_rank", "the engine chose the data-parallel rank itself"
 
     def _fleet(self) -> Fleet:
         models = tuple(self._models())

@@ -63,7 +63,9 @@ def event_lines(read: Recording | WireSamples) -> Iterator[str]:
     else:
         published = [(sample.version, frames) for sample in read.samples for frames in sample.pub]
     for version, encoded in published:
-        where: dict[str, object] = {"file": read.path} | ({"version": version} if version else {})
+        where: dict[str, object] = {"file": read.path}
+        if version:
+            where["version"] = version
         try:
             topic, seq, payload = decode_pub(recording.frames(encoded))
             where |= {"topic": bytes(topic).decode("utf-8", "replace"), "seq": seq}
@@ -121,8 +123,8 @@ def show(console: Console, results: Sequence[Judged | JudgedSamples]) -> None:
     for samples in (result for result in results if isinstance(result, JudgedSamples)):
         table = Table("release", "batches", "events", "replayed", "rejected", box=None)
         for sample in samples.samples:
-            numbers = (sample.batches, sample.events, sample.replayed)
-            table.add_row(sample.version, *map(str, numbers), "; ".join(sample.rejected))
+            counts = (sample.batches, sample.events, sample.replayed)
+            table.add_row(sample.version, *map(str, counts), "; ".join(sample.rejected))
         console.print(table)
 
 

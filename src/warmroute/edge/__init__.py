@@ -1,0 +1,1 @@
+"""One module per foreign library; none knows another."""

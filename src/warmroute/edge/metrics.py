@@ -30,7 +30,7 @@ Labelled = Iterable[tuple[tuple[str, ...], float]]
 class Metrics(Collector):
     """All metrics of one gateway."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what it reads, nothing to choose
         self,
         routing: Routing,
         membership: Membership,

@@ -1,0 +1,1 @@
+"""What runs: asynchronous, but only through the ports in `ports`."""

@@ -52,7 +52,7 @@ class Following:
         try:
             stream.start(self._sources(address))
         except ConfigError as error:
-            _log.error("%s: its events cannot be followed, it is routed to by load: %s", worker.name, error)  # noqa: TRY400
+            _log.error("%s: its events cannot be followed, it is routed to by load: %s", worker.name, error)
             self._trusted(worker.id, Trust(TrustState.BLIND, str(error), self._clock()))
             return
         self.streams[worker.id] = stream

@@ -28,7 +28,7 @@ PREFIX_ROUTED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Paths whose requests are routed by what the workers have cached."""
 
 RESETS_CACHE = frozenset({"/reset_prefix_cache", "/sleep"})
-"""Paths after which the engine that served them has an empty cache, though it publishes that only with its next step."""
+"""Paths after which the engine that served them has an empty cache; it publishes that only with its next step."""
 
 LocalReply = Callable[[str], Reply]
 """Answers a path below its prefix itself; gets the full path."""

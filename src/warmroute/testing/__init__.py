@@ -1,0 +1,1 @@
+"""What tests of Warmroute, and of what is built on it, need: fakes of every port and a simulated engine."""
