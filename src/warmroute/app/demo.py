@@ -32,10 +32,7 @@ TURNS = 3
 CLIENTS = 4
 BLOCKS_PER_ENGINE = 240
 """Room for about four conversations: no engine can hold every application's prompt."""
-WORDS = (
-    "cache prefix block engine token route warm cold batch decode prefill queue event replay worker shard tensor page "
-    "attention head layer window stream latency budget"
-).split()
+WORDS = ["cache", "prefix", "block", "engine", "token", "route", "warm", "cold", "batch", "decode", "prefill", "queue", "event", "replay", "worker", "shard", "tensor", "page", "attention", "head", "layer", "window", "stream", "latency", "budget"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,7 @@ class _Player:
             wall_clock=self._clock,
             on_trust=self._on_trust,
             on_applied=lambda applied: router.applied(applied, self.now),
+            on_cleared=router.forget,
         )
         for worker, src in zip(self.fleet.workers, self._sockets(), strict=True):
             source = RecordedSource(self.recording, src)

@@ -8,14 +8,14 @@ without token ids, events or a usable index it is a load balancer, and says so i
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
 
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.hashing import prefix_hashes
-from warmroute.core.index.contract import Overlap, PrefixIndex
+from warmroute.core.index.contract import PrefixIndex
 from warmroute.core.load import Lease, LoadTable
 from warmroute.core.policy import Candidates, LeastWork, Policy, make_policy
 from warmroute.core.speculation import Claim, Speculation
@@ -125,16 +125,14 @@ class _Held(msgspec.Struct, frozen=True, gc=False):
     block_size: int
     by_medium: tuple[int, int, int]
     claimed: int
-    usable_blocks: int
-    """At most (prompt tokens - 1) // block_size may be taken from a cache: the last token is always computed."""
 
     @property
     def blocks(self) -> int:
-        return min(sum(self.by_medium) + self.claimed, self.usable_blocks)
+        return sum(self.by_medium) + self.claimed
 
     @property
     def claimed_tokens(self) -> int:
-        return max(0, self.blocks - sum(self.by_medium)) * self.block_size
+        return self.claimed * self.block_size
 
     def tokens_by_medium(self) -> dict[str, int]:
         names = ("GPU", "CPU", "STORAGE")
@@ -154,7 +152,6 @@ class Router:
         self.speculation = Speculation()
         self.policy = policy or make_policy(config)
         self._config = config
-        self._medium_worth = (1.0, config.cpu_hit_worth, config.storage_hit_worth)
         self._turn = 0
 
     def pick(self, request: PickRequest, fleet: Fleet, now: float) -> Decision:
@@ -240,14 +237,13 @@ class Router:
             return {}
         held: dict[WorkerId, _Held] = {}
         for size, chain in chains.items():
-            usable = (len(request.token_ids or ()) - 1) // size
-            matches: Iterable[Overlap] = self.index.match(chain, size)
-            confirmed = {overlap.worker: overlap for overlap in matches}
-            claimed = self.speculation.extend(chain, {w: o.blocks for w, o in confirmed.items()}, now)
+            usable = chain[: max(0, len(request.token_ids or ()) - 1) // size]  # the last token is always computed
+            confirmed = {overlap.worker: overlap for overlap in self.index.match(usable, size)}
+            claimed = self.speculation.extend(usable, {w: o.blocks for w, o in confirmed.items()}, now)
             for worker in confirmed.keys() | claimed.keys():
                 overlap = confirmed.get(worker)
                 by_medium = overlap.by_medium if overlap else (0, 0, 0)
-                entry = _Held(size, by_medium, claimed.get(worker, 0), usable)
+                entry = _Held(size, by_medium, claimed.get(worker, 0))
                 if worker not in held or held[worker].blocks * held[worker].block_size < entry.blocks * size:
                     held[worker] = entry
         return held
@@ -275,11 +271,8 @@ class Router:
 
     def _worth(self, held: _Held, worker: Worker) -> float:
         """Tokens' worth of prefill that the overlap saves, as far as the worker's view is believed."""
-        left, worth = held.blocks, 0.0
-        for blocks, medium_worth in zip((*held.by_medium, held.claimed), (*self._medium_worth, 1.0), strict=True):
-            counted = min(blocks, left)
-            worth += counted * medium_worth
-            left -= counted
+        gpu, cpu, storage = held.by_medium
+        worth = gpu + held.claimed + cpu * self._config.cpu_hit_worth + storage * self._config.storage_hit_worth
         belief = self._config.degraded_belief if worker.trust.state is TrustState.DEGRADED else 1.0
         return worth * held.block_size * belief
 
@@ -303,7 +296,9 @@ class Router:
         queued_s = (candidates.prefill_tokens[chosen] + uncached) / self._config.prefill_tokens_per_s
         lease = self.load.book(worker, uncached, prefill_observable=request.streamed, prefill_ends_at=now + queued_s)
         deadline = now + max(self._config.speculative_ttl_s, 2 * queued_s)
-        sizes = self.index.worker_sizes(worker).block_sizes or tuple(chains)
+        sizes = self.index.prefix_sizes(worker)
+        if sizes is None:
+            sizes = tuple(chains)
         claims = tuple(
             Claim(worker, chains[size], size, overlap // size, deadline)
             for size in sizes

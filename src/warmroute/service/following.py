@@ -40,6 +40,7 @@ class Following:
             wall_clock=wall_clock,
             on_trust=self._trusted,
             on_applied=self._applied,
+            on_cleared=router.forget,
         )
         self._names: dict[WorkerId, str] = {}
 
@@ -68,7 +69,7 @@ class Following:
 
     def worker_restarted(self, worker: WorkerId, process_start: float | None) -> None:
         """The engine is another process: what it held is gone."""
-        self._router.forget(worker)
+        self._router.forget(worker)  # also of a worker without a stream
         if worker in self.streams:
             self.streams[worker].restarted(process_start)
 

@@ -70,6 +70,8 @@ class Ingest:
     """Called at once whenever a worker's trust changes."""
     on_applied: OnApplied = lambda _worker: None
     """Called after each batch that was applied."""
+    on_cleared: OnApplied = lambda _worker: None
+    """Called when all that was known of a worker's cache has been forgotten."""
 
 
 class WorkerStream:
@@ -129,7 +131,7 @@ class WorkerStream:
 
     def cleared_by_gateway(self) -> None:
         """A reset of the cache passed through the gateway: engines announce it only with their next step."""
-        self._index.clear(self.worker, self.counts.applied)
+        self._clear()
 
     def retire(self) -> None:
         """The worker is gone for good: close its source and free what it held."""
@@ -199,7 +201,7 @@ class WorkerStream:
                     self._ingest.on_trust(self.worker, self.trust)
                 case Purge():
                     self.counts.purges += 1
-                    self._index.clear(self.worker, self.counts.applied)
+                    self._clear()
                 case Replay(start):
                     if self._source is not None:
                         self._source.replay(start)
@@ -238,4 +240,8 @@ class WorkerStream:
         elif isinstance(event, BlockRemoved):
             self._index.remove(self.worker, event, self.counts.applied)
         else:
-            self._index.clear(self.worker, self.counts.applied)
+            self._clear()
+
+    def _clear(self) -> None:
+        self._index.clear(self.worker, self.counts.applied)
+        self._ingest.on_cleared(self.worker)

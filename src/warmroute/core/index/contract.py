@@ -160,6 +160,14 @@ class PrefixIndex(Protocol):
         """Every block size that a worker uses, ascending: one `match` is due for each."""
         ...
 
+    def prefix_sizes(self, worker: WorkerId) -> tuple[int, ...] | None:
+        """Block sizes at which `worker` can use whatever leading part of a prompt it holds; None if none is known yet.
+
+        Of a worker with sliding-window groups there is none: a part is of use only where the windows before its end
+        are held too, so nothing can be said of blocks that it is only about to store.
+        """
+        ...
+
     def worker_sizes(self, worker: WorkerId) -> WorkerSizes:
         """What `worker` holds; zeros if it is unknown."""
         ...

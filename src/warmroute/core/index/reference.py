@@ -104,6 +104,13 @@ class ReferenceIndex:
         """Every block size that a worker uses, ascending."""
         return tuple(sorted({size for view in self._views.values() for size in view.groups.rules}))
 
+    def prefix_sizes(self, worker: WorkerId) -> tuple[int, ...] | None:
+        """Block sizes at which `worker` can use whatever leading part of a prompt it holds; None if none is known."""
+        view = self._views.get(worker)
+        if view is None or not view.groups.rules:
+            return None
+        return tuple(sorted(size for size, rule in view.groups.rules.items() if not rule.needs))
+
     def worker_sizes(self, worker: WorkerId) -> WorkerSizes:
         """What `worker` holds; zeros if it is unknown."""
         view = self._views.get(worker)
