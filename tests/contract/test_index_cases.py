@@ -7,6 +7,7 @@ from conftest import MakeIndex
 from engines import BLOCK_SIZE, W1, W2, W3, Engines, placeholder, removed, stored, tokens_of
 
 from warmroute.core.hashing import prefix_hashes
+from warmroute.core.index.contract import ApplyReport
 from warmroute.core.wire.events import BlockStored
 from warmroute.types import Medium, WorkerId
 
@@ -236,6 +237,13 @@ def test_K21_contradictions_in_an_event_credit_nothing(engines: Engines, wrong: 
     assert engines.find([1]) == {}
     engines.store(W1, None, (2, 2))
     assert engines.find([2]) == {W1: 1}
+
+
+def test_A18_nothing_stored_is_nothing(engines: Engines) -> None:
+    for size in (16, 2**64 - 1):
+        event = BlockStored(block_hashes=(), parent=None, token_ids=(), block_size=size)
+        assert engines.say(W1, event) == ApplyReport()
+    assert engines.index.block_sizes() == ()
 
 
 def test_K23_byte_hashes(engines: Engines) -> None:

@@ -95,6 +95,8 @@ def reference_block_digests(tokens: TokenIds, block_size: int) -> list[int]:
     """`block_digests` in Python: slow, and obviously what the specification says."""
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}: it must be a positive number of tokens")
+    if len(tokens) < block_size:
+        return []
     secrets = _position_secrets(-(-block_size // _TOKENS_PER_PAIR))
     padding = (0,) * (-block_size % _TOKENS_PER_PAIR)
     digests = []

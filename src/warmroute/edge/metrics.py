@@ -87,6 +87,8 @@ class Metrics(Collector):
         seen = self._routing.tracking
         yield _counter("decisions", "Decisions by worker and reason", ("worker", "reason"), seen.decisions.items())
         yield _counter("attempts", "Ended attempts by outcome", ("worker", "outcome"), seen.outcomes.items())
+        results = seen.predictions.items()
+        yield _counter("predictions", "Predictions against what the engine reported", ("worker", "result"), results)
         by_worker = (
             ("prompt_tokens", "Prompt tokens sent to the worker", seen.prompt_tokens),
             ("predicted_cached_tokens", "Prompt tokens predicted to be cached there", seen.predicted_tokens),

@@ -22,13 +22,16 @@ from warmroute.service.membership import Membership
 from warmroute.service.ports import Dispatch, Headers, Outcome, Reply, RequestHead
 from warmroute.service.tokens import Tokens
 from warmroute.service.tracking import Attempt, Job, Tracking, Trail
-from warmroute.types import TokenIds, WorkerId
+from warmroute.types import TokenIds, Worker, WorkerId
 
 PREFIX_ROUTED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Paths whose requests are routed by what the workers have cached."""
 
 RESETS_CACHE = frozenset({"/reset_prefix_cache", "/sleep"})
 """Paths after which the engine that served them has an empty cache; it publishes that only with its next step."""
+
+CHANGES_MODELS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+"""Paths after which the engine that served them serves other models."""
 
 LocalReply = Callable[[str], Reply]
 """Answers a path below its prefix itself; gets the full path."""
@@ -73,17 +76,17 @@ class Routing:
         return self._pass_through(head, path, body)
 
     def retry(self, dispatch: Dispatch) -> Dispatch | None:
-        """Another worker for a request whose attempt ended UNREACHABLE, or None if it must not be tried again."""
+        """Another worker for a request whose attempt ended UNREACHABLE, or None if it must not be tried again.
+
+        Raises NoWorkerError if there is nobody left who could serve it.
+        """
         assert isinstance(dispatch, Attempt)  # noqa: S101 - the data plane hands back what it got
         job = dispatch.job
         tried = job.pick.exclude | {dispatch.trail.decision.worker.id}
         if not job.retriable or len(tried) > self._config.retries:
             return None
         again = msgspec.structs.replace(job, pick=msgspec.structs.replace(job.pick, exclude=tried))
-        try:
-            attempt = self._attempt(again)
-        except NoWorkerError:
-            return None
+        attempt = self._attempt(again)
         self.tracking.retries += 1
         return attempt
 
@@ -97,14 +100,24 @@ class Routing:
         trail, worker = attempt.trail, attempt.trail.decision.worker
         trail.outcome = outcome
         if reported := _CACHED_TOKENS.findall(tail):
-            trail.reported_tokens = int(reported[-1])
-            self.tracking.reported_tokens[worker.name] += trail.reported_tokens
-        if attempt.job.resets_cache and outcome is Outcome.COMPLETE and _reset_succeeded(trail.status, tail):
-            self.on_reset(worker.id)
+            self.tracking.reported(trail, int(reported[-1]))
+        if outcome is Outcome.COMPLETE and trail.status == 200:
+            self._acted(attempt.job, worker, tail)
         self.router.release(trail.decision, self._clock(), served=outcome is not Outcome.UNREACHABLE)
         self.tracking.outcomes[worker.name, outcome.value] += 1
-        if outcome in (Outcome.UNREACHABLE, Outcome.ENGINE_LOST):
+        if outcome is Outcome.UNREACHABLE:
             self._membership.report_unreachable(worker.endpoint)
+        elif outcome is Outcome.ENGINE_LOST:  # one answer broke; whether the engine did, it is asked at once
+            self._membership.refresh(worker.endpoint)
+
+    def _acted(self, job: Job, worker: Worker, tail: bytes) -> None:
+        """An engine did what was asked: take it for known before it is announced."""
+        if job.path in RESETS_CACHE and b"false" not in tail:  # what it could not do, it answers with 200 as well
+            for each in self._membership.fleet.workers:
+                if each.endpoint == worker.endpoint:  # the engine resets all of its ranks
+                    self.on_reset(each.id)
+        elif job.path in CHANGES_MODELS:
+            self._membership.refresh(worker.endpoint)
 
     def _route(self, head: RequestHead, request: RoutingRequest) -> Dispatch | Awaitable[Dispatch]:
         fleet = self._membership.fleet
@@ -131,7 +144,7 @@ class Routing:
                 request_id=_request_id(head),
                 no_tokens_reason="path",
                 retriable=model is not None or head.method in (b"GET", b"HEAD"),
-                resets_cache=head.method == b"POST" and path in RESETS_CACHE,
+                path=path,
             )
         )
 
@@ -146,7 +159,7 @@ class Routing:
             skips_cache_read=request.skips_cache_read,
             streamed=request.stream,
         )
-        return Job(pick=pick, request_id=_request_id(head), no_tokens_reason=no_tokens_reason)
+        return Job(pick=pick, request_id=_request_id(head), path=request.path, no_tokens_reason=no_tokens_reason)
 
     def _attempt(self, job: Job) -> Attempt:
         decision = self.router.pick(job.pick, self._membership.fleet, self._clock())
@@ -178,11 +191,6 @@ class Routing:
             code="model_not_found",
             param="model",
         )
-
-
-def _reset_succeeded(status: int | None, tail: bytes) -> bool:
-    """Engines answer a reset that they could not do with 200 and `success: false`."""
-    return status == 200 and b"false" not in tail
 
 
 def _request_id(head: RequestHead) -> str:

@@ -47,6 +47,8 @@ class Tracking:
         """Worker name -> prompt tokens predicted to be cached there."""
         self.reported_tokens: Counter[str] = Counter()
         """Worker name -> prompt tokens that its engine reported as cached."""
+        self.predictions: Counter[tuple[str, str]] = Counter()
+        """(worker name, `exact`, `high` or `low`) -> predictions that could be compared with the engine's report."""
         self.retries = 0
         self.rejected: Counter[int] = Counter()
         """HTTP status -> requests that the gateway itself refused."""
@@ -65,13 +67,22 @@ class Tracking:
         while len(self._trails) > DECISIONS_KEPT_MAX:
             self._trails.popitem(last=False)
 
+    def reported(self, trail: Trail, tokens: int) -> None:
+        """The engine says how many prompt tokens it took from its cache."""
+        trail.reported_tokens = tokens
+        name, predicted = trail.decision.worker.name, trail.decision.overlap_tokens
+        self.reported_tokens[name] += tokens
+        if trail.no_tokens_reason is None:
+            result = "exact" if predicted == tokens else "high" if predicted > tokens else "low"
+            self.predictions[name, result] += 1
+
     def trail(self, request_id: str) -> Trail | None:
         """What is known of a request, if it is among the last ones."""
         return self._trails.get(request_id)
 
     def forget_worker(self, name: str) -> None:
         """A worker left: its series end, so that a thousand rollouts leave no thousand series."""
-        for counter in (self.decisions, self.outcomes):
+        for counter in (self.decisions, self.outcomes, self.predictions):
             for key in [key for key in counter if key[0] == name]:
                 del counter[key]
         del self.prompt_tokens[name], self.predicted_tokens[name], self.reported_tokens[name]
@@ -82,11 +93,10 @@ class Job(msgspec.Struct, frozen=True):
 
     pick: PickRequest
     request_id: str
+    path: str
     no_tokens_reason: str | None = None
     retriable: bool = True
     """False if an engine may have acted on it although no answer came (an admin request)."""
-    resets_cache: bool = False
-    """Whether its success leaves the worker's cache empty."""
 
 
 class Tracker(Protocol):

@@ -16,8 +16,8 @@ from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStor
 from warmroute.errors import IndexCorruptionError
 from warmroute.types import BlockHash, PrefixHash, WorkerId
 
-_BYTES_PER_RECORD = 900
-"""Rough: a record with its table of copies, and its entries in the tables of its view and of the totals."""
+_BYTES_PER_RECORD = 600
+"""Measured, rounded up: a record with its table of copies, and its entries in the tables of view and totals."""
 
 
 class ReferenceIndex:
@@ -193,7 +193,7 @@ def _digests(event: BlockStored) -> list[int]:
     """Content and extra digest of each block, added up; empty if the event does not say what its blocks are."""
     count = len(event.block_hashes)
     fits = event.block_size > 0 and len(event.token_ids) == count * event.block_size
-    if event.by_hash or not fits or len(event.extra_keys) not in {0, count}:
+    if not count or event.by_hash or not fits or len(event.extra_keys) not in {0, count}:
         return []
     try:
         digests = block_digests(event.token_ids, event.block_size)

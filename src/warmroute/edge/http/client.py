@@ -29,7 +29,7 @@ _LINGER_S = 2.0
 
 _METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
 _FORBIDDEN = frozenset({b"CONNECT", b"TRACE"})
-_CHECKED = frozenset({b"content-length", b"expect", b"host", b"transfer-encoding"})
+_CHECKED = frozenset({b"content-length", b"expect", b"host", b"transfer-encoding", b"upgrade"})
 
 
 class _Refused(Exception):  # noqa: N818 - not an error of ours: it leaves the parser's callbacks
@@ -59,9 +59,9 @@ class ClientConnection(asyncio.Protocol):
     """One accepted connection. `deadline` counts only while no exchange runs."""
 
     __slots__ = (
-        "_advancing", "_body", "_body_bytes", "_closing", "_config", "_continue_owed", "_headers", "_in_body", "_last",
-        "_parser", "_pending", "_plane", "_request", "_server", "_target", "_unread_bytes", "deadline", "exchange",
-        "paused", "transport",
+        "_advancing", "_body", "_body_bytes", "_closing", "_config", "_continue_owed", "_headers", "_http11",
+        "_in_body", "_keep_alive", "_last", "_method", "_parser", "_pending", "_plane", "_request", "_resumed_framing",
+        "_server", "_target", "_unread_bytes", "deadline", "exchange", "paused", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -92,6 +92,8 @@ class ClientConnection(asyncio.Protocol):
         self._body_bytes = 0
         self._in_body = False
         self._continue_owed = False
+        self._resumed_framing = b""
+        """How the body is framed that the parser will not read because of an Upgrade header."""
 
     # The transport's side
 
@@ -155,10 +157,7 @@ class ClientConnection(asyncio.Protocol):
             if self._unread_bytes > self._config.max_head_bytes:
                 reply = error_reply(431, f"Heads, trailers and chunk extensions: {self._config.max_head_bytes} bytes.")
         except httptools.HttpParserUpgrade as upgrade:
-            # The message is whole; we do not change protocols, so what follows is another one of the same.
-            self._parser = httptools.HttpRequestParser(self)
-            rest = data[upgrade.args[0] :]
-            reply = self._feed(rest) if rest else None
+            reply = self._feed_after_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Refused):
                 raise
@@ -170,6 +169,16 @@ class ClientConnection(asyncio.Protocol):
                 return None  # bytes behind the last request that this connection will serve
             reply = error_reply(400, f"The request is not valid HTTP/1.1: {error}.")
         return reply
+
+    def _feed_after_upgrade(self, rest: bytes) -> Reply | None:
+        """Read on in HTTP/1.1, which we do not leave; the first parser takes what follows for another protocol."""
+        self._parser = httptools.HttpRequestParser(self)
+        if self._resumed_framing:
+            target = self._target
+            self._parser.feed_data(b"POST * HTTP/1.1\r\n%b\r\n\r\n" % self._resumed_framing)
+            self._target = target
+            self._resumed_framing = b""
+        return self._feed(rest) if rest else None
 
     # The parser's callbacks
 
@@ -184,7 +193,10 @@ class ClientConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Refuse what will not be served before its body is read."""
-        version, method = self._parser.get_http_version(), self._parser.get_method()
+        if self._in_body:
+            return  # the head that resumes a body after an ignored upgrade
+        parser = self._parser
+        version, method = parser.get_http_version(), parser.get_method()
         if method not in _METHODS:
             raise _Refused(405 if method in _FORBIDDEN else 501, f"The method {method.decode()} is not served.")
         if version not in {"1.1", "1.0"}:
@@ -198,6 +210,8 @@ class ClientConnection(asyncio.Protocol):
             self._check_rare(checked, version)
         elif len(checked[1][1]) > 18 or int(checked[1][1]) > self._config.max_body_bytes:
             raise self._body_too_large()
+        self._method, self._http11 = method, version == "1.1"
+        self._keep_alive = self._http11 and parser.should_keep_alive()
         self._in_body = True
         self._unread_bytes = 0
 
@@ -216,6 +230,8 @@ class ClientConnection(asyncio.Protocol):
         length = fields.get(b"content-length", b"0")
         if len(length) > 18 or int(length) > self._config.max_body_bytes:
             raise self._body_too_large()
+        if self._parser.should_upgrade() and (coding is not None or int(length)):
+            self._resumed_framing = b"Content-Length: " + length if coding is None else b"Transfer-Encoding: chunked"
         expect = fields.get(b"expect")
         if expect is None or version == "1.0":
             return
@@ -240,13 +256,13 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        parser, body = self._parser, self._body
-        head = RequestHead(parser.get_method(), self._target, tuple(self._headers))
+        if self._resumed_framing:
+            return  # so thinks the parser that took the body for another protocol
+        body = self._body
         whole = body[0] if len(body) == 1 else b"".join(body)
-        http11 = parser.get_http_version() == "1.1"
-        keep_alive = http11 and parser.should_keep_alive()
-        self._last = not keep_alive
-        self._pending.append(Request(head, whole, keep_alive, http11))
+        head = RequestHead(self._method, self._target, tuple(self._headers))
+        self._pending.append(Request(head, whole, self._keep_alive, self._http11))
+        self._last = not self._keep_alive
         self._plane.counts.requests += 1
         self._unread_bytes = 0
         self._reset_message()
