@@ -110,12 +110,17 @@ async def running(config: Config) -> AsyncIterator[Gateway]:
         stack.callback(gateway.following.close)
         gateway.port = await gateway.server.start()
         stack.push_async_callback(gateway.server.close)
+        failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:  # so that a failure in the background ends the gateway, loudly
             background = tasks.create_task(gateway.run(), name="gateway")
             try:
                 yield gateway
+            except Exception as error:
+                failure = error  # the caller's own: it gets it back as it is, not in a group
             finally:
                 background.cancel()
+        if failure is not None:
+            raise failure
 
 
 async def serve(config: Config) -> int:

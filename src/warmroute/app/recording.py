@@ -7,8 +7,6 @@ Whatever is wrong with a file is said with its line.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +16,7 @@ import msgspec
 from warmroute.errors import RecordingError
 
 Frames: TypeAlias = tuple[bytes, ...]
+"""One multipart message; in the file each frame is base64."""
 
 
 class Meta(msgspec.Struct, tag_field="k", tag="meta"):
@@ -38,7 +37,7 @@ class Published(msgspec.Struct, tag_field="k", tag="pub"):
     """One published message."""
 
     t: float
-    frames: tuple[str, ...]
+    frames: Frames
     src: str = ""
     """Which socket it came on, where there are several (one per data-parallel rank)."""
 
@@ -93,14 +92,14 @@ class ReplayAsked(msgspec.Struct, tag_field="k", tag="replay_req"):
     """A replay request that the recorder sent."""
 
     t: float
-    frames: tuple[str, ...]
+    frames: Frames
 
 
 class ReplayGot(msgspec.Struct, tag_field="k", tag="replay_rep"):
     """One reply that the recorder got."""
 
     t: float
-    frames: tuple[str, ...]
+    frames: Frames
 
 
 Record: TypeAlias = Meta | Published | Request | Admin | Restart | Note | ReplayAsked | ReplayGot
@@ -110,8 +109,8 @@ class WireSample(msgspec.Struct):
     """Frames of one release."""
 
     version: str
-    pub: list[tuple[str, ...]]
-    replay: list[tuple[str, ...]] = msgspec.field(name="replay_from_2", default_factory=list)
+    pub: list[Frames]
+    replay: list[Frames] = msgspec.field(name="replay_from_2", default_factory=list)
 
 
 class Recording(msgspec.Struct):
@@ -168,14 +167,6 @@ def read(path: str) -> Recording | WireSamples:
     if not records:
         raise RecordingError(f"{path}: holds no record. Expected JSON lines as the recorder writes them.")
     return Recording(path, records)
-
-
-def frames(encoded: tuple[str, ...]) -> Frames:
-    """Base64 frames -> bytes. Raises RecordingError."""
-    try:
-        return tuple(base64.b64decode(frame, validate=True) for frame in encoded)
-    except binascii.Error as error:
-        raise RecordingError(f"a frame is not base64: {error}") from error
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, TypeAlias
 
 import msgspec
 
-from warmroute.app import recording
 from warmroute.app.recording import Admin, Published, Recording, ReplayGot, Request, Restart
 from warmroute.config.tree import EventsConfig
 from warmroute.core import openai
 from warmroute.core.index import make_index
+from warmroute.core.openai import RoutingRequest
 from warmroute.core.router import Decision, PickRequest, Router
 from warmroute.core.stream import NO_ENDPOINT
 from warmroute.core.wire import ReplayBatch, decode_batch, decode_pub, decode_replay
@@ -110,18 +111,18 @@ class RecordedSource:
         ended = min((t for t in self._restarts if t > now), default=float("inf"))
         held: dict[int, bytes] = {}
         for got in self._replays:
-            if begun <= got.t < ended:
-                reply = decode_replay(recording.frames(got.frames))
-                if isinstance(reply, ReplayBatch):
-                    held[reply.seq] = bytes(reply.payload)
+            reply = _reply(got) if begun <= got.t < ended else None
+            if reply is not None:
+                held[reply.seq] = bytes(reply.payload)
         if not held:
             return None
         later = set()
         for published in self._published:
             if begun <= published.t < ended:
-                _, seq, payload = decode_pub(recording.frames(published.frames))
-                held[seq] = bytes(payload)
-                later |= {seq} if published.t > now else set()
+                with suppress(WireError):
+                    _, seq, payload = decode_pub(published.frames)
+                    held[seq] = bytes(payload)
+                    later |= {seq} if published.t > now else set()
         return {seq: payload for seq, payload in held.items() if seq not in later}
 
 
@@ -129,7 +130,7 @@ class RecordedSource:
 class _Running:
     request: Request
     decision: Decision
-    prompts: int
+    asked: RoutingRequest
     concurrent: bool
 
 
@@ -186,7 +187,7 @@ class _Player:
                     stream.connected()
             case "pub", Published(src=src) as published:
                 self.reset_pending = False
-                self.streams[src].message(recording.frames(published.frames))
+                self.streams[src].message(published.frames)
             case "start", Request() as request:
                 self._start(router, request)
             case "end", Request() as request:
@@ -236,7 +237,7 @@ class _Player:
         decision = router.pick(pick, self.fleet, self.now)
         for other in self.running.values():
             other.concurrent = True
-        self.running[id(request)] = _Running(request, decision, parsed.prompts, concurrent=bool(self.running))
+        self.running[id(request)] = _Running(request, decision, parsed, concurrent=bool(self.running))
 
     def _pinned(self, request: Request) -> WorkerId | None:
         for name, value in (request.headers or {}).items():
@@ -295,17 +296,15 @@ class _Player:
 
     def _causes(self, running: _Running, reported: int) -> Iterator[tuple[bool, str, str]]:
         """Whether each known cause applies, the surest first."""
-        request, decision = running.request, running.decision
-        body, trust = request.body, decision.worker.trust
-        skips = body.get("prompt_logprobs") is not None
-        yield skips, "skips_cache_read", "prompt_logprobs: the engine computes the whole prompt"
-        answers, prompts = body.get("n") or 1, running.prompts
-        yield answers > 1, "several_answers", f"n = {answers}: the siblings share the first one's blocks"
-        yield prompts > 1, "several_answers", f"{prompts} prompts: the engine reports them together"
+        request, decision, asked = running.request, running.decision, running.asked
+        trust = decision.worker.trust
+        yield asked.skips_cache_read, "skips_cache_read", "prompt_logprobs: the engine computes the whole prompt"
+        yield asked.n > 1, "several_answers", f"n = {asked.n}: the siblings share the first one's blocks"
+        yield asked.prompts > 1, "several_answers", f"{asked.prompts} prompts: the engine reports them together"
         shared = "other requests ran meanwhile; blocks are shared inside a step, events come after it"
         yield running.concurrent, "concurrent", shared
-        again = self.loaded.get(body.get("model", ""), 0) > 1 and decision.overlap_tokens > reported
-        yield again, "adapter_reloaded", f"adapter {body.get('model')!r} was loaded again under the same name"
+        again = self.loaded.get(asked.model, 0) > 1 and decision.overlap_tokens > reported
+        yield again, "adapter_reloaded", f"adapter {asked.model!r} was loaded again under the same name"
         late = sum(received > request.t0 > made for received, made in self.published)
         yield late > 0, "late_events", f"{late} earlier batches reached the subscriber only after it was sent"
         yield self.reset_pending, "reset_pending", "the cache was reset; the engine says so only with its next step"
@@ -369,9 +368,18 @@ def _batches(recorded: Recording) -> Iterator[tuple[float, EventBatch]]:
     for record in recorded.records:
         if isinstance(record, Published):
             try:
-                yield record.t, decode_batch(decode_pub(recording.frames(record.frames))[2])
+                yield record.t, decode_batch(decode_pub(record.frames)[2])
             except WireError:
                 continue  # what cannot be read is counted where it is applied
+
+
+def _reply(got: ReplayGot) -> ReplayBatch | None:
+    """The batch that a reply brought; None if it is the end, or cannot be read."""
+    try:
+        reply = decode_replay(got.frames)
+    except WireError:
+        return None
+    return reply if isinstance(reply, ReplayBatch) else None
 
 
 def judge(played: Recording) -> Judged:

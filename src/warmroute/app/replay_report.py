@@ -67,7 +67,7 @@ def event_lines(read: Recording | WireSamples) -> Iterator[str]:
         if version:
             where["version"] = version
         try:
-            topic, seq, payload = decode_pub(recording.frames(encoded))
+            topic, seq, payload = decode_pub(encoded)
             where |= {"topic": bytes(topic).decode("utf-8", "replace"), "seq": seq}
             batch = decode_batch(payload)
         except WireError as error:
@@ -87,7 +87,7 @@ def _summary(sample: WireSample) -> SampleSummary:
     summary = SampleSummary(sample.version)
     for encoded in sample.pub:
         try:
-            batch = decode_batch(decode_pub(recording.frames(encoded))[2])
+            batch = decode_batch(decode_pub(encoded)[2])
         except WireError as error:
             summary.rejected.append(str(error))
             continue
@@ -96,7 +96,7 @@ def _summary(sample: WireSample) -> SampleSummary:
         summary.rejected += [f"{rejected.reason}: {rejected.detail}" for rejected in batch.rejected]
     for encoded in sample.replay:
         try:
-            reply = decode_replay(recording.frames(encoded))
+            reply = decode_replay(encoded)
             summary.replayed += isinstance(reply, ReplayBatch)
         except WireError as error:
             summary.rejected.append(str(error))

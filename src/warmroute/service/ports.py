@@ -165,6 +165,11 @@ class Dispatch(Protocol):
         """Headers to set on the answer to the client (`x-request-id`, `x-warmroute-worker`, ...)."""
         ...
 
+    @property
+    def retriable(self) -> bool:
+        """Whether it may be sent again if no byte of an answer came: false if acting on it twice would do harm."""
+        ...
+
     def answering(self, status: int) -> None:
         """The first byte of the answer's body came (the head may come before the engine has begun to compute)."""
         ...

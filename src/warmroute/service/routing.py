@@ -93,7 +93,8 @@ class Routing:
     def answering(self, attempt: Attempt, status: int) -> None:
         """The first byte of an answer's body came."""
         attempt.trail.status = status
-        self.router.prefilled(attempt.trail.decision, self._clock())
+        if _computed(status):
+            self.router.prefilled(attempt.trail.decision, self._clock())
 
     def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """Release what was booked, and note how it ended."""
@@ -103,7 +104,8 @@ class Routing:
             self.tracking.reported(trail, int(reported[-1]))
         if outcome is Outcome.COMPLETE and trail.status == 200:
             self._acted(attempt.job, worker, tail)
-        self.router.release(trail.decision, self._clock(), served=outcome is not Outcome.UNREACHABLE)
+        self.router.release(trail.decision, self._clock(), served=_computed(trail.status))
+        trail.decision.claims = ()  # kept for explanation: without the hashes of its whole prompt
         self.tracking.outcomes[worker.name, outcome.value] += 1
         if outcome is Outcome.UNREACHABLE:
             self._membership.report_unreachable(worker.endpoint)
@@ -191,6 +193,11 @@ class Routing:
             code="model_not_found",
             param="model",
         )
+
+
+def _computed(status: int | None) -> bool:
+    """Whether an engine has computed the prompt, as its answer so far says: a refusal leaves nothing in its cache."""
+    return status is not None and status < 400
 
 
 def _request_id(head: RequestHead) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -80,7 +81,7 @@ class Status:
 
     def decision(self, path: str) -> Reply:
         """Why one of the last requests went where it went, by its `x-request-id`."""
-        request_id = path.rpartition("/")[2]
+        request_id = unquote(path.removeprefix("/decisions/"), "latin-1")
         trail = self._tracking.trail(request_id)
         if trail is None:
             return _json({"error": {"message": f"no decision is kept for the request {request_id!r}"}}, status=404)

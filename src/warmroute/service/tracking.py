@@ -16,7 +16,10 @@ from warmroute.service.ports import Headers, Outcome
 from warmroute.types import Endpoint
 
 DECISIONS_KEPT_MAX = 10_000
-"""Decisions kept for explanation: a few minutes of a busy gateway, some ten megabytes."""
+"""Decisions kept for explanation: minutes of a busy gateway."""
+
+CANDIDATES_KEPT_MAX = 400_000
+"""Candidates in all kept decisions: some tens of megabytes, so a fleet of a thousand keeps its last 400 decisions."""
 
 
 class Trail(msgspec.Struct):
@@ -53,6 +56,7 @@ class Tracking:
         self.rejected: Counter[int] = Counter()
         """HTTP status -> requests that the gateway itself refused."""
         self._trails: OrderedDict[str, Trail] = OrderedDict()
+        self._candidates = 0
 
     def decided(self, trail: Trail) -> None:
         """A decision was made; a retry of the same request takes its place."""
@@ -63,9 +67,11 @@ class Tracking:
         else:
             self.prompt_tokens[name] += decision.prompt_tokens
             self.predicted_tokens[name] += decision.overlap_tokens
+        replaced = self._trails.pop(trail.request_id, None)
         self._trails[trail.request_id] = trail
-        while len(self._trails) > DECISIONS_KEPT_MAX:
-            self._trails.popitem(last=False)
+        self._candidates += len(decision.costs) - (len(replaced.decision.costs) if replaced is not None else 0)
+        while len(self._trails) > DECISIONS_KEPT_MAX or self._candidates > CANDIDATES_KEPT_MAX:
+            self._candidates -= len(self._trails.popitem(last=False)[1].decision.costs)
 
     def reported(self, trail: Trail, tokens: int) -> None:
         """The engine says how many prompt tokens it took from its cache."""
@@ -127,6 +133,11 @@ class Attempt:
     def endpoint(self) -> Endpoint:
         """Where to send it."""
         return self.trail.decision.worker.endpoint
+
+    @property
+    def retriable(self) -> bool:
+        """Whether it may be sent again if no byte of an answer came."""
+        return self.job.retriable
 
     def answering(self, status: int) -> None:
         """The first byte of the answer's body came."""

@@ -13,6 +13,9 @@ class StaticDispatch:
 
     __slots__ = ("endpoint", "outcome", "request_headers", "response_headers", "status", "tail")
 
+    retriable = True
+    """Whether it may be sent again."""
+
     def __init__(self, endpoint: Endpoint, request_headers: Headers = (), response_headers: Headers = ()) -> None:
         self.endpoint = endpoint
         self.request_headers = request_headers

@@ -123,6 +123,24 @@ async def test_stale_connection_is_replaced_by_a_fresh_one(stage: Stage) -> None
     assert outcomes(stage.service) == [Outcome.COMPLETE] * 2
 
 
+async def test_request_that_must_not_act_twice_is_not_sent_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StaticDispatch, "retriable", False)
+    await stage.client.send(post(b"1"))
+    wire = await stage.engine.accept()
+    await wire.message()
+    await wire.send(JSON)
+    await stage.client.message()
+    await stage.client.send(post(b"2"))
+    await wire.message()
+    wire.close()
+    head, _ = await stage.client.message()
+    assert head.startswith(b"HTTP/1.1 502 ")
+    assert stage.server.counts.stale_connections == 0
+    assert outcomes(stage.service) == [Outcome.COMPLETE, Outcome.UNREACHABLE]
+
+
 async def test_connection_that_ends_or_speaks_while_idle_is_dropped(stage: Stage) -> None:
     for last_words in (b"", b"HTTP/1.1 408 Timeout\r\n\r\n"):
         await stage.client.send(post(b"1"))
@@ -368,7 +386,12 @@ async def test_client_that_leaves_while_connecting(world: World) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "kind", "code"),
     [
-        (ClientError(404, "no such model", code="model_not_found", param="model"), 404, "not_found_error", "model_not_found"),
+        (
+            ClientError(404, "no such model", code="model_not_found", param="model"),
+            404,
+            "not_found_error",
+            "model_not_found",
+        ),
         (NoWorkerError("none is ready"), 503, "server_error", "no_worker"),
         (ZeroDivisionError("secret"), 500, "server_error", "internal_error"),
     ],

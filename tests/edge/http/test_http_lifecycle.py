@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
 from test_http_relay import post
@@ -95,8 +94,6 @@ async def test_running_request_has_no_deadline(world: World) -> None:
 async def test_slow_reader_slows_only_its_own_stream(world: World) -> None:
     stage = await world.stage()
     piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-    for sock in (stage.client.writer.get_extra_info("socket"),):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     stage.client.writer.transport.pause_reading()
     await stage.client.send(post(b"slow"))
     slow = await stage.engine.accept()
@@ -138,6 +135,19 @@ async def test_slow_reader_slows_only_its_own_stream(world: World) -> None:
     assert (await slow.message())[1] == b"again"
     await slow.send(JSON)
     assert (await stage.client.message())[1] == b'{"ok":true}'
+
+
+async def test_half_close_behind_a_full_buffer_is_noticed(stage: Stage) -> None:
+    stage.client.writer.transport.pause_reading()
+    await stage.client.send(post(b"slow"))
+    wire = await stage.engine.accept()
+    await wire.message()
+    await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")
+    (connection,) = stage.server.clients
+    wire.writer.write(bytes(50_000_000))
+    await until(lambda: connection.paused)
+    stage.client.writer.write_eof()
+    await until(lambda: stage.dispatch.outcome is Outcome.CLIENT_GONE)
 
 
 async def test_drain_lets_running_requests_end(world: World) -> None:

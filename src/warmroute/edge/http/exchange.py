@@ -49,12 +49,13 @@ _COPY_BYTES_MAX = 32 * 1024
 _SIZED = frozenset({Framing.LENGTH, Framing.NONE})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """One request, read to its end."""
 
     head: RequestHead
     body: bytes
+    """Forgotten when its answer begins: answers take minutes, and there may be thousands of them."""
     keep_alive: bool
     http11: bool
     """Whether the client understands chunked answers."""
@@ -72,9 +73,6 @@ class Plane:
 
 class Client(Protocol):
     """The client connection, as an exchange sees it."""
-
-    paused: bool
-    """Whether its write buffer is full."""
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -196,7 +194,7 @@ class Exchange:
     def engine_closed(self, *, clean: bool) -> None:
         """The engine closed the connection, cleanly or by a reset."""
         self._engaged = False
-        if self._buffer is None and self._engine.reused:
+        if self._buffer is None and self._engine.reused and self._dispatch.retriable:
             self._plane.counts.stale_connections += 1
             self._attempt(None)
         elif self._buffer is None:
@@ -216,7 +214,7 @@ class Exchange:
             self._service_failed(error)
             return
         if again is None:
-            message = f"Engine {dispatch.endpoint.authority} cannot be reached: {reason}. Nothing was generated."
+            message = f"Engine {dispatch.endpoint.authority} cannot be reached: {reason}. No byte of an answer came."
             self._answer(error_reply(502, message, code="engine_unreachable", headers=dispatch.response_headers))
         else:
             self._take(again)
@@ -245,6 +243,7 @@ class Exchange:
 
     def _begin(self, head: ResponseHead, data: bytes) -> None:
         """The head is there: send it on, and take the body as its framing wants it."""
+        self._request.body = b""
         http11, framing, transport = self._request.http11, head.framing, self._client.transport
         chunked = framing is Framing.CHUNKED
         self._endless = framing is Framing.UNTIL_CLOSE or (chunked and not http11)
@@ -261,8 +260,6 @@ class Exchange:
         self._body = body_of(framing, head.length, chunks=http11)
         self._tail: deque[bytes] = deque(maxlen=_TAIL_PIECES)
         self._engine.receive = self._on_first_byte
-        if self._client.paused:
-            self._engine.pause_reading()
         if data:
             self._on_first_byte(data)
 

@@ -1,0 +1,175 @@
+"""What the data plane costs: CPU per request and per streamed event, and the time it adds, against its peers.
+
+    python benchmarks/http/run.py [--reps 3] [--out FILE.json] [--target 'NAME|PORT|COMMAND' ...]
+
+Two C engines (mock.c) and a C load generator (oload.c) are built and started on the loopback; `bare` is our data path
+without routing. Each further target is a gateway in front of 127.0.0.1:18001 and :18002. CPU comes from /proc, for the
+target's whole process tree: trust it over wall figures, since generator, engines and target share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ENGINES = (18001, 18002)
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+SCENARIOS = {
+    # connections, seconds, mode, events per stream, gap in us, path, variants, body bytes
+    "json, 4 KiB, c=1": (1, 1.2, "json"),
+    "json, 4 KiB, c=32": (32, 2, "json"),
+    "json, 128 KiB, c=8": (8, 1.5, "json", 64, 0, "/v1/chat/completions", 32, 131072),
+    "stream, 8 events 5 ms apart, c=1": (1, 0.4, "sse", 8, 5000),
+    "stream, 64 events 5 ms apart, c=32": (32, 1.6, "sse", 64, 5000),
+    "stream, 64 events at once, c=16": (16, 1.5, "sse", 64, 0),
+}
+
+
+def fields(pid: int) -> list[str]:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return text[text.rindex(")") + 2 :].split()
+
+
+def cpu_s(root: int) -> float:
+    """CPU seconds of a process and all below it, ended children of the root included."""
+    children: dict[int, list[int]] = {}
+    times: dict[int, list[int]] = {}
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        try:
+            stat = fields(pid)
+        except OSError:
+            continue
+        children.setdefault(int(stat[1]), []).append(pid)
+        times[pid] = [int(ticks) for ticks in stat[11:15]]
+    tree, ticks = [root], sum(times[root][2:])
+    for pid in tree:
+        tree += children.get(pid, [])
+        ticks += sum(times[pid][:2])
+    return ticks / TICKS_PER_S
+
+
+@contextmanager
+def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def wait_ready(port: int) -> None:
+    body = b'{"model":"mock-model","messages":[{"role":"user","content":"hi"}],"user":"c4g0"}'
+    headers = {"content-type": "application/json", "authorization": "Bearer sk-test"}
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body, headers)
+            urllib.request.urlopen(request, timeout=5).read()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def load(tools: Path, port: int, *scenario: Any) -> dict[str, Any]:
+    out = subprocess.run([tools / "oload", str(port), *map(str, scenario)], capture_output=True, check=True, timeout=90)
+    return dict(json.loads(out.stdout))
+
+
+def measure(tools: Path, port: int, pid: int) -> dict[str, dict[str, float]]:
+    """One round of all scenarios; `added_us` is to the answer, or to a stream's first event."""
+    load(tools, port, 8, 0.5, "json")
+    direct = load(tools, ENGINES[0], 1, 0.4, "json")["p50_us"]
+    direct_stream = load(tools, ENGINES[0], 1, 0.35, "sse", 8, 5000)["ttft_p50_us"]
+    found = {}
+    for name, scenario in SCENARIOS.items():
+        before = cpu_s(pid)
+        got = load(tools, port, *scenario)
+        used = max(cpu_s(pid) - before, 1 / TICKS_PER_S)
+        if got["errs"] or got["non200"]:
+            raise SystemExit(f"{name}: {got['errs']} errors, {got['non200']} answers other than 200")
+        found[name] = {
+            "requests_per_s": got["rps"],
+            "requests_per_cpu_s": got["reqs"] / used,
+            "p50_us": got["p50_us"],
+            "p99_us": got["p99_us"],
+        }
+        if scenario[2] == "sse":
+            found[name] |= {"events_per_cpu_s": got["events"] / used, "ttft_p50_us": got["ttft_p50_us"]}
+        if scenario[0] == 1:
+            alone, first = (direct, "p50_us") if scenario[2] == "json" else (direct_stream, "ttft_p50_us")
+            found[name]["added_us"] = got[first] - alone
+    return found
+
+
+def medians(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: round(statistics.median(each[name][key] for each in rounds), 1) for key in rounds[0][name]}
+        for name in SCENARIOS
+    }
+
+
+def machine() -> dict[str, Any]:
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cpu": models[0].split(": ")[1] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "uvloop": version("uvloop"),
+        "httptools": version("httptools"),
+    }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--reps", type=int, default=3)
+    options.add_argument("--out", type=Path, default=HERE / "results.json")
+    options.add_argument("--target", action="append", default=[])
+    chosen = options.parse_args()
+    bare = [sys.executable, str(HERE / "bare.py"), "19400", *map(str, ENGINES)]
+    targets = {"bare": (19400, bare)}
+    for target in chosen.target:
+        name, port, command = target.split("|", 2)
+        targets[name] = (int(port), ["bash", "-c", f"exec {command}"])
+    result: dict[str, Any] = {"machine": machine(), "repetitions": chosen.reps}
+    with tempfile.TemporaryDirectory() as folder:
+        tools = Path(folder)
+        for tool in ("mock", "oload"):
+            subprocess.run(["gcc", "-O2", "-w", "-o", tools / tool, HERE / f"{tool}.c"], check=True)
+        with ExitStack() as stack:
+            for port in ENGINES:
+                stack.enter_context(running([str(tools / "mock"), str(port)]))
+            pids = {name: stack.enter_context(running(command)).pid for name, (_, command) in targets.items()}
+            rounds: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in targets}
+            for port, _ in targets.values():
+                wait_ready(port)
+                load(tools, port, 8, 1.0, "json")
+            for _ in range(chosen.reps):  # in turn, so that what else the machine does falls on all alike
+                for name, (port, _) in targets.items():
+                    rounds[name].append(measure(tools, port, pids[name]))
+    result["targets"] = {name: medians(found) for name, found in rounds.items()}
+    print(json.dumps(result["targets"], indent=1))
+    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+main()

@@ -1,0 +1,158 @@
+"""However a request ends, at whichever step, its dispatch is finished exactly once and nothing is left behind.
+
+Virtual transports instead of sockets: every order of events that a loop can bring is played, among them those that
+sockets show once in a month.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmroute.config.tree import GatewayConfig
+from warmroute.edge.http.client import ClientConnection
+from warmroute.edge.http.server import HttpServer
+from warmroute.edge.http.upstream import EngineConnection
+from warmroute.service.ports import Dispatch, Outcome
+from warmroute.testing.http import StaticService
+from warmroute.types import Endpoint
+
+ANSWERS = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabcdef",
+    b"HTTP/1.1 200 OK\r\n\r\nabc",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"nonsense\r\n\r\n",
+)
+REQUEST = b"POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 1\r\n\r\nx"
+
+
+class FakeSocket:
+    def setsockopt(self, *_: Any) -> None: ...
+
+
+class FakeTransport(asyncio.Transport):
+    """Keeps what is written; a close is told to the protocol when the test says so, as a loop would."""
+
+    def __init__(self) -> None:
+        super().__init__({"socket": FakeSocket()})
+        self.written = b""
+        self.closing = False
+        self.lost = False
+        self.reading = True
+
+    def write(self, data: Any) -> None:
+        if not self.closing:
+            self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    abort = close
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_reading(self) -> bool:
+        return self.reading
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None: ...
+
+
+def lose(protocol: Any, exc: Exception | None) -> None:
+    if not protocol.transport.lost:
+        protocol.transport.lost = protocol.transport.closing = True
+        protocol.connection_lost(exc)
+
+
+class Endless(StaticService):
+    def retry(self, dispatch: Dispatch) -> Dispatch | None:
+        return self._next() if len(self.dispatches) < 3 else None
+
+
+@given(
+    st.sampled_from(ANSWERS),
+    st.integers(1, 40),
+    st.lists(
+        st.sampled_from(
+            ["engine", "engine_eof", "engine_reset", "client_lost", "client_eof", "pause", "resume", "send", "drain"]
+        ),
+        max_size=25,
+    ),
+)
+def test_every_dispatch_is_finished_once(answer: bytes, size: int, events: list[str]) -> None:
+    service = Endless([Endpoint("127.0.0.1", 1)])
+    server = HttpServer(service, GatewayConfig())
+    engines: list[EngineConnection] = []
+
+    def connect(endpoint: Endpoint, user: Any) -> Any:
+        engine = EngineConnection(server.pool, endpoint)
+        engine.connection_made(FakeTransport())
+        engines.append(engine)
+        user.connected(engine)
+
+    server.pool.connect = connect  # type: ignore[method-assign]
+    client = ClientConnection(server)
+    transport = FakeTransport()
+    client.connection_made(transport)
+    client.data_received(REQUEST)
+    at = 0
+    for event in events:
+        engine = engines[-1]
+        wire: Any = engine.transport
+        if event == "engine" and not wire.lost and not wire.closing:
+            engine.data_received(answer[at : at + size] or b"excess")
+            at = at + size if at < len(answer) else 0
+        elif event == "engine_eof" and not wire.lost:
+            at = 0
+            engine.eof_received()
+            lose(engine, None)
+        elif event == "engine_reset":
+            at = 0
+            lose(engine, ConnectionResetError())
+        elif event == "client_lost":
+            lose(client, ConnectionResetError())
+        elif event == "client_eof" and not transport.lost:
+            client.eof_received()
+        elif event == "pause" and not client.paused and not transport.lost:
+            client.pause_writing()
+        elif event == "resume" and client.paused and not transport.lost:
+            client.resume_writing()
+        elif event == "send" and not transport.lost and not transport.closing and transport.reading:
+            client.data_received(REQUEST)
+        elif event == "drain":
+            server.plane.draining = True
+            client.close_if_idle()
+        for each in engines:  # a loop tells what was closed, soon
+            if each.transport.is_closing():
+                lose(each, None)
+        if transport.closing:
+            lose(client, None)
+    lose(client, None)
+    assert all(dispatch.outcome is not None for dispatch in service.dispatches)
+    complete = sum(dispatch.outcome is Outcome.COMPLETE for dispatch in service.dispatches)
+    assert complete == 0 or answer.endswith((b"0\r\n\r\n", b"abcdef", b"abc", b"Content\r\n\r\n"))
+    assert not server.clients
+    assert all(engine.user is None for engine in engines)
+    idle = [engine for engine in engines if not engine.transport.is_closing()]
+    assert len(server.pool) == len(idle), "a connection is pooled, or closed"
+    assert all(engine.transport.is_reading() for engine in idle)
+    assert server.counts.service_failures == 0, "nothing was told twice or out of order"
