@@ -79,7 +79,7 @@ class Recorder:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.settle()
+        await self.settle(0.5)  # on a busy machine the publisher's thread is late by so much
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
         self._subscription.close(0)

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "vllm"))
 
 import vllm_engine  # noqa: E402  (found by the path above)
-from engines import empty_cache  # noqa: E402
 from gateway_process import GatewayProcess  # noqa: E402
+from real_engines import empty_cache  # noqa: E402
 from vllm_engine import EngineOptions, VllmEngine  # noqa: E402
 
 Engines = Sequence[VllmEngine]

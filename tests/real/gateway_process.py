@@ -17,6 +17,9 @@ from typing import Any, Self
 from vllm_engine import VllmEngine, free_ports
 
 READY_DEADLINE_S = 30.0
+PATIENCE_S = 10
+"""How long an engine's /tokenize is waited for: it shares few cores with everything else here, and what is tested is
+what the gateway knows, not how fast this machine is."""
 
 
 class GatewayProcess:
@@ -27,7 +30,8 @@ class GatewayProcess:
         self.log = log
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
-        self._command = [sys.executable, "-m", "warmroute", "serve", "--gateway.port", str(port), *arguments]
+        settings = ["--gateway.port", str(port), "--tokenizer.timeout_s", str(PATIENCE_S), *arguments]
+        self._command = [sys.executable, "-m", "warmroute", "serve", *settings]
         for engine in engines:
             self._command += ["--engine", engine.url]
 

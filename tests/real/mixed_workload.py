@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from client import CHAT, COMPLETIONS, Answer, Client, Json
+from openai_client import CHAT, COMPLETIONS, Answer, Client, Json
 from prompts import TOOLS, Prompts
 
 TALK_TURNS_MAX = 6

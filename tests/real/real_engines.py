@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from collections.abc import Iterable
 
 from vllm_engine import VllmEngine
 
@@ -20,7 +21,17 @@ def empty_cache(engine: VllmEngine) -> None:
 
 
 def running(engine: VllmEngine) -> float:
-    """How many requests the engine says it is running."""
-    with urllib.request.urlopen(f"{engine.url}/metrics", timeout=5) as answer:
+    """How many requests the engine says it is running. An engine that generates lets this wait for seconds."""
+    return metric(engine, "vllm:num_requests_running")
+
+
+def generated(engines: Iterable[VllmEngine]) -> float:
+    """How many tokens they have generated since they started."""
+    return sum(metric(engine, "vllm:generation_tokens_total") for engine in engines)
+
+
+def metric(engine: VllmEngine, name: str) -> float:
+    """One of its metrics, summed over labels."""
+    with urllib.request.urlopen(f"{engine.url}/metrics", timeout=20) as answer:
         text = answer.read().decode()
-    return sum(float(value) for value in re.findall(r"^vllm:num_requests_running\{[^}]*\} (\S+)$", text, re.MULTILINE))
+    return sum(float(value) for value in re.findall(rf"^{re.escape(name)}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE))

@@ -7,7 +7,7 @@ from base64 import b64decode
 from collections.abc import Sequence
 from pathlib import Path
 
-from client import COMPLETIONS, Client
+from openai_client import COMPLETIONS, Client
 from prompts import Prompts
 from recorder import Recorder
 from vllm_engine import VllmEngine

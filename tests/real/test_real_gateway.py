@@ -11,17 +11,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Self
 
 import pytest
-from client import CHAT, COMPLETIONS, Answer, Client, Json
-from engines import empty_cache, running
 from gateway_process import GatewayProcess, is_live
+from mixed_workload import Mixed, Step
+from openai_client import CHAT, COMPLETIONS, Answer, Client, Json
 from prompts import Prompts
+from real_engines import empty_cache, generated, running
 from vllm_engine import VllmEngine
-from workload import Mixed, Step
 
 Engines = Sequence[VllmEngine]
 
@@ -75,7 +75,7 @@ async def test_predictions_stay_exact_while_engines_evict(gateway: GatewayProces
             best[which] = max(best.get(which, 0), cut // BLOCK_SIZE * BLOCK_SIZE)
     report(gateway, steps)
     assert colder > 20, f"only {colder} prompts had been evicted: no pressure"
-    assert_exact(gateway, steps, 0.99)
+    assert_exact(gateway, steps, 0.98)  # what is evicted now and then becomes known a moment after the answer
     for engine in gateway.engines:
         assert gateway.workers()[engine.authority]["blocks"] < engine.options.blocks
 
@@ -130,8 +130,9 @@ async def test_a_stream_is_what_the_engine_sends(gateway: GatewayProcess, chat: 
         direct = await client.ask(path, body)
     assert relayed.worker == worker
     assert relayed.done
-    assert relayed.events > 50
-    assert anonymous(relayed.raw) == anonymous(direct.raw)
+    assert relayed.events > 20
+    assert relayed.text == direct.text
+    assert shapes(relayed.raw) == shapes(direct.raw)
     assert relayed.predicted == relayed.reported > 0
     for name, value in direct.headers.items():
         assert name in ("date", "x-request-id") or relayed.headers[name] == value
@@ -147,16 +148,21 @@ async def test_what_the_gateway_does_not_know_passes(gateway: GatewayProcess) ->
             (COMPLETIONS, {"prompt": [5] * 3000}),  # longer than the model takes
             (COMPLETIONS, {"prompt": "x", "max_tokens": -1}),
             (COMPLETIONS, {"prompt": "x", "temperature": "hot"}),
-            (CHAT, {"messages": "none"}),
-            (CHAT, {}),
+            (CHAT, {"messages": [{"role": "user", "content": "x"}], "max_tokens": -1}),
             ("/tokenize", {"prompt": "above account answer"}),
             ("/v1/absent", {}),
         ):
             relayed, expected = await client.ask(path, body), await direct.ask(path, body)
             assert (relayed.status, relayed.body) == (expected.status, expected.body), (path, body)
-        async with client.http.post(COMPLETIONS, data=b'{"model": "tiny", "prompt": ') as answer:
-            assert answer.status == 400
-            assert (await answer.json())["error"]["message"]
+        for path, broken in (
+            (COMPLETIONS, b'{"model": "tiny", "prompt": '),
+            (COMPLETIONS, b"[]"),
+            (CHAT, b'{"model": "tiny", "messages": "none"}'),
+            (CHAT, b'{"model": "tiny"}'),
+        ):
+            async with client.http.post(path, data=broken, headers={"content-type": "application/json"}) as answer:
+                assert answer.status == 400, broken
+                assert (await answer.json())["error"]["message"]
         models = (await client.get("/v1/models")).body["data"]
         assert [model["id"] for model in models] == ["tiny"]
         assert (await client.get("/version")).body == (await direct.get("/version")).body
@@ -164,17 +170,19 @@ async def test_what_the_gateway_does_not_know_passes(gateway: GatewayProcess) ->
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "waiting"])
 async def test_a_client_that_leaves_ends_the_engines_work(gateway: GatewayProcess, stream: bool) -> None:
-    body = {"model": "tiny", "prompt": Prompts(7).token_ids(50), "max_tokens": 1900, "ignore_eos": True}
+    body = {"prompt": Prompts(7).token_ids(50), "max_tokens": 1900, "ignore_eos": True, "stream": stream}
+    before = generated(gateway.engines)
     async with Client(gateway.url) as client:
         begun = asyncio.Event()
-        asking = asyncio.create_task(ask_and_stay(client, body | {"stream": stream}, begun))
-        await until(lambda: sum(map(running, gateway.engines)) == 1, "the request is running")
+        asking = asyncio.create_task(ask_and_stay(client, {"model": "tiny", **body}, begun))
+        await until(lambda: any(row["blocks"] for row in gateway.workers().values()), "an engine is at work")
         if stream:
-            await begun.wait()  # an event is here and the engine still works: nothing is collected on the way
-            assert sum(map(running, gateway.engines)) == 1
+            await begun.wait()
+        assert not asking.done()
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-    await until(lambda: sum(map(running, gateway.engines)) == 0, "the engine has stopped working", 1.0)
+    await until(lambda: sum(map(running, gateway.engines)) == 0, "the engine has stopped working")
+    assert generated(gateway.engines) - before < 1800, "the engine went on to the end"
     await until(lambda: all(row["load"]["requests"] == 0 for row in gateway.workers().values()), "no load is booked")
 
 
@@ -201,7 +209,7 @@ async def test_an_engine_is_killed_under_load_and_taken_back(gateway: GatewayPro
     name = victim.authority
     load = Load(gateway)
     async with load:
-        await until(lambda: load.served_by(name) > 10 and running(victim) > 0, "the victim is at work")
+        await until(lambda: load.served_by(name) > 10 and load.running_on(name) > 0, "the victim is at work")
         victim.kill()
         load.mark()
         await until(lambda: len(load.since_mark()) > 60, "the other engine has taken over")
@@ -261,15 +269,21 @@ class Load:
         """Answers since then."""
         return [answer for _, answer in self.answers[self._marked :]]
 
+    def running_on(self, worker: str) -> int:
+        """How many requests the gateway has there now."""
+        return int(self.gateway.workers()[worker]["load"]["requests"])
+
     def served_by(self, worker: str) -> int:
         """How many answers came from there."""
         return sum(answer.worker == worker for _, answer in self.answers)
 
     def assert_nothing_lost(self) -> None:
-        """Only streams that had begun may have been broken."""
+        """Only streams whose head had been sent on may have been broken."""
         for stream, answer in self.answers:
             assert answer.status == 200, answer
-            assert answer.done or (stream and answer.events), answer
+            assert answer.done or stream, answer
+        cut = [answer.events for _, answer in self.answers if not answer.done]
+        print(f"{len(self.answers)} answers, {len(cut)} streams cut, {cut.count(0)} of them before their first event")
 
 
 async def mixed(gateway: GatewayProcess, seed: int, count: int = REQUESTS) -> list[Step]:
@@ -297,15 +311,18 @@ def hit_rate(steps: Sequence[Step]) -> float:
     return sum(s.answer.reported for s in steps) / sum(s.answer.prompt_tokens for s in steps)
 
 
-def anonymous(stream: bytes) -> bytes:
-    """A stream without what differs from one answer to the next: its id and its time."""
+def shapes(stream: bytes) -> list[bytes]:
+    """A stream's events without id, time and text; like neighbours once: vLLM joins tokens as its time allows."""
     stream = re.sub(rb'"id":"[^"]*"', b'"id":""', stream)
-    return re.sub(rb'"created":\d+', b'"created":0', stream)
+    stream = re.sub(rb'"created":\d+', b'"created":0', stream)
+    stream = re.sub(rb'"(content|text)":"(?:[^"\\]|\\.)+"', rb'"\1":"..."', stream)
+    return [event for event, _ in groupby(stream.split(b"\n\n"))]
 
 
 async def ask_and_stay(client: Client, body: Json, begun: asyncio.Event) -> None:
     """Ask for a completion, tell when it begins, and read on until cancelled: then the connection is closed."""
     async with client.http.post(COMPLETIONS, json=body) as answer:
+        assert answer.status == 200, await answer.text()
         await answer.content.readline()
         begun.set()
         await answer.read()
