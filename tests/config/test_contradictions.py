@@ -147,12 +147,3 @@ def test_a_rule_is_silent_while_one_of_its_leaves_is_in_error() -> None:
 )
 def test_settings_without_effect_get_a_note(tokenizer: dict[str, str], note: str | None) -> None:
     assert file({"tokenizer": tokenizer}).notes == ((note,) if note else ())
-
-
-def test_engines_of_one_host_that_do_not_say_where_they_publish_get_a_note() -> None:
-    on_one_host: dict[str, Any] = {"engines": ["http://a:8000", "http://a:8001", "http://b:8000"]}
-    (note,) = file(on_one_host).notes
-    assert note.startswith("engines[0], engines[1] share the host a and name no events_endpoint:")
-    assert file({**on_one_host, "events": {"enabled": False}}).notes == ()
-    on_one_host["engines"][1] = {"url": "http://a:8001", "events_endpoint": "tcp://a:5600"}
-    assert file(on_one_host).notes == ()

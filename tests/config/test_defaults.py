@@ -31,7 +31,7 @@ DEFAULTS = {
     "tokenizer.mode": "auto",
     "tokenizer.path": None,
     "tokenizer.remote_endpoint": None,
-    "tokenizer.timeout_s": 1.0,
+    "tokenizer.timeout_s": 2.0,
     "routing.policy": "warmroute",
     "routing.prefill_tokens_per_s": 8000.0,
     "routing.decode_tokens_per_s": 40.0,

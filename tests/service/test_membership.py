@@ -125,6 +125,16 @@ async def test_one_worker_per_rank_each_with_its_own_address() -> None:
         assert workers[0].trust.state is TrustState.BLIND
 
 
+async def test_two_engines_are_not_credited_with_one_publishers_events(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage()
+    stage.api.known[A] = stage.api.known[B] = facts(PUB)
+    async with stage.running():
+        await stage.time.advance(60)
+        assert sorted(stage.ready()) == [A.authority, B.authority]
+        assert [said[2] for said in stage.heard.take()] == [PUB, None]
+        assert [r.levelname for r in caplog.records if PUB.endpoint in r.message].count("WARNING") == 1
+
+
 async def test_a_slow_engine_delays_no_other() -> None:
     stage = Stage()
     stage.api.hanging.add(A)

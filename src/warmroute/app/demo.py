@@ -32,7 +32,10 @@ TURNS = 3
 CLIENTS = 4
 BLOCKS_PER_ENGINE = 240
 """Room for about four conversations: no engine can hold every application's prompt."""
-WORDS = ["cache", "prefix", "block", "engine", "token", "route", "warm", "cold", "batch", "decode", "prefill", "queue", "event", "replay", "worker", "shard", "tensor", "page", "attention", "head", "layer", "window", "stream", "latency", "budget"]
+WORDS = [
+    "cache", "prefix", "block", "engine", "token", "route", "warm", "cold", "batch", "decode", "prefill", "queue",
+    "event", "replay", "worker", "shard", "tensor", "page", "attention", "head", "layer", "window", "stream", "budget",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

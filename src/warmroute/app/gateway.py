@@ -57,6 +57,7 @@ class Gateway:
         metrics = Metrics(self.routing, self.membership, self.following.streams, self.tokens, self.server.counts, clock)
         self.routing.answer_locally(self.status.replies() | {"/metrics": metrics.reply})
         self.routing.on_reset = self.following.cleared
+        self.following.on_removed = self.routing.tracking.forget_worker
         self.following.set_trust = self.membership.set_trust
         self.following.on_fleet = self._fleet_changed
         self.port = 0

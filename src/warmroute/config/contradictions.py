@@ -170,16 +170,6 @@ def idle_notes(config: Config, said: Said) -> Iterator[str]:
     if not config.events.enabled:
         return
     silent = [(number, engine) for number, engine in enumerate(config.engines) if engine.events_endpoint is None]
-    by_host: dict[str, list[str]] = {}
-    for number, engine in silent:
-        if engine.events:
-            by_host.setdefault(parse_url(engine.url).host, []).append(f"engines[{number}]")
-    for host, keys in by_host.items():
-        if len(keys) > 1:
-            yield (
-                f"{', '.join(keys)} share the host {host} and name no events_endpoint: an engine that does not say "
-                f"where it publishes is looked for on port {config.events.port}, which only one of them can have"
-            )
     replay = config.events.replay_port
     for number, engine in silent:
         ranks = engine.data_parallel_size or 1

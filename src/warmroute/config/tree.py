@@ -88,7 +88,7 @@ class TokenizerConfig:
     """Folder with tokenizer.json and the chat template (tokenizer_config.json or chat_template.jinja)."""
     remote_endpoint: str | None = None
     """Base URL whose /tokenize is asked; None: an engine that serves the model."""
-    timeout_s: float = 1.0
+    timeout_s: float = 2.0
     """Longer than that and the request is routed by load."""
 
 

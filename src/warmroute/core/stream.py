@@ -32,10 +32,10 @@ from warmroute.core.stream_states import (
     SetTrust,
     State,
 )
-from warmroute.core.wire.events import AllBlocksCleared, EventBatch
+from warmroute.core.wire.events import Batch
 from warmroute.types import TrustState
 
-_Received: TypeAlias = EventBatch | str
+_Received: TypeAlias = Batch | str
 """A batch, or why its payload could not be read."""
 
 NO_ENDPOINT = "no_endpoint"
@@ -45,7 +45,7 @@ PROBE_IDLE_S = 30.0
 _TRIES_MAX = 3
 """How often a hole is asked for again without any progress."""
 _REMEMBERED = 1024
-"""How many applied batches are remembered by their hash, to tell a repetition from a restart."""
+"""How many applied batches are remembered by their marks, to tell a repetition from a restart."""
 _UNREADABLE_MARK = 0
 
 
@@ -66,7 +66,7 @@ class Stream:
         self._trust_reason = ""
         # The view: what was applied since the last purge.
         self._since = 0
-        self._marks = array("q", bytes(8 * _REMEMBERED))
+        self._marks = array("Q", bytes(8 * _REMEMBERED))
         self._first_ts = self._last_ts = 0.0
         self._flaw: str | None = None
         # The subscription.
@@ -107,11 +107,11 @@ class Stream:
             self._disconnect()
         return self._flush()
 
-    def live(self, seq: int, batch: EventBatch, now: float) -> list[Effect]:
+    def live(self, seq: int, batch: Batch, now: float) -> list[Effect]:
         """A published batch came."""
         return self._heard(seq, batch, now)
 
-    def replayed(self, seq: int, batch: EventBatch, now: float) -> list[Effect]:  # noqa: ARG002 - every input says when
+    def replayed(self, seq: int, batch: Batch, now: float) -> list[Effect]:  # noqa: ARG002 - every input says when
         """A replayed batch came."""
         return self._reply(seq, batch)
 
@@ -298,7 +298,7 @@ class Stream:
         self._effects.append(Apply(seq, received))
         if received.rejected:
             self._flaw = f"events of batch {seq} could not be read: {received.rejected[0].reason}"
-        elif self._flaw is not None and any(isinstance(event, AllBlocksCleared) for event in received.events):
+        elif self._flaw is not None and received.has_clear:
             self._flaw = None
 
     def _drain(self) -> None:
@@ -482,7 +482,4 @@ class Stream:
 
 
 def _mark_of(received: _Received) -> int:
-    """What tells batches apart: the hash of the whole batch; a time that is no number does not equal itself."""
-    if isinstance(received, str):
-        return _UNREADABLE_MARK
-    return hash(received) if received.ts == received.ts else hash(received.events)
+    return _UNREADABLE_MARK if isinstance(received, str) else received.mark

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from warmroute.core.wire.events import EventBatch
+from warmroute.core.wire.events import Batch
 from warmroute.types import TrustState
 
 
@@ -71,7 +71,7 @@ class Apply(msgspec.Struct, frozen=True, gc=False):
     """Apply this batch to the worker's index."""
 
     seq: int
-    batch: EventBatch
+    batch: Batch
 
 
 class Replay(msgspec.Struct, frozen=True, gc=False):

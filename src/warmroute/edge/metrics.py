@@ -97,6 +97,8 @@ class Metrics(Collector):
         for name, about, counter in by_worker:
             yield _counter(name, about, ("worker",), _one(counter))
         yield _counter("requests_without_tokens", "Routed without token ids", ("reason",), _one(seen.no_tokens))
+        refused = [((str(status),), number) for status, number in seen.refused.items()]
+        yield _counter("requests_refused", "Requests that nobody was to serve", ("status",), refused)
         yield _counter("retries", "Requests tried on another worker", (), [((), seen.retries)])
         yield _counter("tokenized", "Requests by where token ids came from", ("source",), _one(self._tokens.counts))
         yield _counter("tokenize_seconds", "Time spent on token ids", ("source",), _one(self._tokens.latency_s))

@@ -28,6 +28,8 @@ class Following:
         self.streams: dict[WorkerId, WorkerStream] = {}
         self.on_fleet: Callable[[Fleet], None] = _ignore
         """Told of every new fleet."""
+        self.on_removed: Callable[[str], None] = _ignore
+        """Told the name of every worker that is gone."""
         self.set_trust: SetTrust = _ignore
         """Told of every change of trust; membership's, once there is one."""
         self._router = router
@@ -65,7 +67,7 @@ class Following:
             stream.retire()
         self._router.index.drop(worker)
         self._router.forget(worker)
-        self._names.pop(worker, None)
+        self.on_removed(self._names.pop(worker, ""))
 
     def worker_restarted(self, worker: WorkerId, process_start: float | None) -> None:
         """The engine is another process: what it held is gone."""

@@ -1,5 +1,8 @@
 """One worker's way from published bytes to the index: decode, let the stream decide, perform its effects.
 
+An index that takes arrays gets a whole batch in one call, as the native decoder has read it; what that decoder declines,
+and every batch for another index, is decoded in Python and applied event by event.
+
 Invariant: whatever an engine publishes, nothing is raised into the event source, and everything that was not applied
 has a name and a number in `counts`.
 """
@@ -9,17 +12,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from warmroute.config.tree import EventsConfig
 from warmroute.core.index.contract import ApplyReport, PrefixIndex
 from warmroute.core.stream import Stream
 from warmroute.core.stream_states import Apply, Count, Effect, EndReplay, Purge, Replay, SetTrust, State
-from warmroute.core.wire import ReplayEnd, decode_batch, decode_pub, decode_replay
-from warmroute.core.wire.events import BlockRemoved, BlockStored, Event, EventBatch
+from warmroute.core.wire import ReplayEnd, decode_batch, decode_natively, decode_pub, decode_replay
+from warmroute.core.wire.events import Batch, BlockRemoved, BlockStored, Event, EventBatch
 from warmroute.errors import WireError
 from warmroute.service.ports import EventSource
 from warmroute.types import Trust, TrustState, WorkerId
+
+if TYPE_CHECKING:
+    from warmroute.core.wire.native import NativeBatch
 
 Clock = Callable[[], float]
 OnTrust = Callable[[WorkerId, Trust], None]
@@ -74,6 +80,15 @@ class Ingest:
     """Called when all that was known of a worker's cache has been forgotten."""
 
 
+@runtime_checkable
+class ArrayIndex(PrefixIndex, Protocol):
+    """An index that takes batches as the native decoder has read them."""
+
+    def apply_batch(self, worker: WorkerId, batch: NativeBatch, report: ApplyReport) -> None:
+        """Apply a batch's events to `worker`, in order, adding to `report`. Never raises because of what they say."""
+        ...
+
+
 class WorkerStream:
     """Follows one worker's events (the port EventSink). Belongs to one event loop; `tick` is due about once a second.
 
@@ -87,6 +102,7 @@ class WorkerStream:
         self.trust = Trust(TrustState.BLIND, "not connected yet", ingest.clock())
         self._ingest = ingest
         self._index = ingest.index
+        self._arrays = ingest.index if isinstance(ingest.index, ArrayIndex) else None
         self._clock = ingest.clock
         self._stream = Stream(ingest.config, stagger)
         self._source: EventSource | None = None
@@ -157,7 +173,7 @@ class WorkerStream:
         seq: int | None = None
         try:
             _, seq, payload = decode_pub(frames)
-            batch = decode_batch(payload)
+            batch = self._decode(payload)
         except WireError as error:
             self._unreadable(seq, error, replayed=False)
         else:
@@ -172,7 +188,7 @@ class WorkerStream:
                 effects = self._stream.replay_ended(self._clock())
             else:
                 seq = reply.seq
-                effects = self._stream.replayed(seq, decode_batch(reply.payload), self._clock())
+                effects = self._stream.replayed(seq, self._decode(reply.payload), self._clock())
         except WireError as error:
             self._unreadable(seq, error, replayed=True)
         else:
@@ -181,6 +197,10 @@ class WorkerStream:
     def replay_failed(self, reason: str) -> None:
         """The replay cannot be had."""
         self._perform(self._stream.replay_failed(reason, self._clock()))
+
+    def _decode(self, payload: bytes | memoryview) -> Batch:
+        batch = None if self._arrays is None else decode_natively(payload)
+        return decode_batch(payload) if batch is None else batch
 
     # Effects.
 
@@ -211,8 +231,8 @@ class WorkerStream:
         if failure is not None:  # Only now: effects are performed in order, and this has effects of its own.
             self._perform(self._stream.tainted(failure, self._clock()))
 
-    def _apply(self, seq: int, batch: EventBatch) -> str | None:
-        """Apply a batch, event by event; what went wrong, if something did."""
+    def _apply(self, seq: int, batch: Batch) -> str | None:
+        """Apply a batch; what went wrong, if something did."""
         counts = self.counts
         counts.batches += 1
         counts.last_seq, counts.last_event_ts = seq, batch.ts
@@ -221,17 +241,35 @@ class WorkerStream:
         counts.rank_mismatches += batch.rank != self.rank
         for rejected in batch.rejected:
             counts.rejected[rejected.reason] += 1
-        failure: str | None = None
+        failure = self._apply_events(batch) if isinstance(batch, EventBatch) else self._apply_arrays(batch)
+        self._ingest.on_applied(self.worker)
+        return None if failure is None else f"applying {failure[0]} of batch {seq} failed: {failure[1]}"
+
+    def _apply_events(self, batch: EventBatch) -> tuple[str, str] | None:
+        failure: tuple[str, str] | None = None
         for event in batch.events:
             try:
                 self._apply_event(event)
             except Exception as error:  # A bug of ours in one event must not cost the next.
-                counts.rejected["apply_failed"] += 1
-                failure = f"applying an event of batch {seq} failed: {type(error).__name__}: {error}"
+                self.counts.rejected["apply_failed"] += 1
+                failure = "an event", f"{type(error).__name__}: {error}"
             else:
-                counts.events += 1
-        self._ingest.on_applied(self.worker)
+                self.counts.events += 1
         return failure
+
+    def _apply_arrays(self, batch: Batch) -> tuple[str, str] | None:
+        arrays = cast("ArrayIndex", self._arrays)  # nothing else is decoded natively
+        try:
+            arrays.apply_batch(self.worker, cast("NativeBatch", batch), self.counts.applied)
+        except Exception as error:  # A bug of ours in one batch must not cost the next.
+            self.counts.rejected["apply_failed"] += 1
+            return "some event", f"{type(error).__name__}: {error}"
+        else:
+            self.counts.events += batch.n_events
+            return None
+        finally:
+            if batch.has_clear:
+                self._ingest.on_cleared(self.worker)
 
     def _apply_event(self, event: Event) -> None:
         # One call an event, so that a failure costs one event; the report is summed up in place.

@@ -168,10 +168,31 @@ class Membership:
         if restarted:
             _log.info("%s is another process now: its cache is taken to be empty", engine.endpoint.url)
         engine.process_start = facts.process_start or engine.process_start
-        addresses = event_addresses(self._config, engine.config, engine.endpoint, facts)
+        addresses = self._unshared(engine, event_addresses(self._config, engine.config, engine.endpoint, facts))
         if addresses != engine.addresses:
             _log_addresses(engine, addresses)
         self._place(engine, facts, addresses, restarted)
+
+    def _unshared(self, engine: _Engine, addresses: list[EventAddress | None]) -> list[EventAddress | None]:
+        """The addresses that no other engine publishes at: one engine's events must not be credited to two."""
+        taken = {
+            address.endpoint: other.endpoint.url
+            for other in self._engines
+            if other is not engine and other.up
+            for address in other.addresses
+            if address is not None
+        }
+        own = [address if address is None or address.endpoint not in taken else None for address in addresses]
+        for address in addresses:
+            if own != engine.addresses and address is not None and address.endpoint in taken:
+                _log.warning(
+                    "%s is taken to publish at %s, as %s does already: it is routed to by load. Name its "
+                    "events_endpoint in the configuration file",
+                    engine.endpoint.url,
+                    address.endpoint,
+                    taken[address.endpoint],
+                )
+        return own
 
     def _place(
         self, engine: _Engine, facts: EngineFacts, addresses: list[EventAddress | None], restarted: bool

@@ -66,6 +66,13 @@ class Routing:
 
     def dispatch(self, head: RequestHead, body: bytes) -> Dispatch | Reply | Awaitable[Dispatch | Reply]:
         """Decide what becomes of a request. Raises ClientError or NoWorkerError, at once or when awaited."""
+        try:
+            return self._decide(head, body)
+        except (ClientError, NoWorkerError) as error:
+            self.tracking.refuse(error)
+            raise
+
+    def _decide(self, head: RequestHead, body: bytes) -> Dispatch | Reply | Awaitable[Dispatch | Reply]:
         path = head.target.partition(b"?")[0].decode("latin-1")
         if head.method == b"POST" and path in PREFIX_ROUTED:
             return self._route(head, openai.parse(path, body))
@@ -86,7 +93,11 @@ class Routing:
         if not job.retriable or len(tried) > self._config.retries:
             return None
         again = msgspec.structs.replace(job, pick=msgspec.structs.replace(job.pick, exclude=tried))
-        attempt = self._attempt(again)
+        try:
+            attempt = self._attempt(again)
+        except NoWorkerError as error:
+            self.tracking.refuse(error)
+            raise
         self.tracking.retries += 1
         return attempt
 
@@ -122,18 +133,22 @@ class Routing:
             self._membership.refresh(worker.endpoint)
 
     def _route(self, head: RequestHead, request: RoutingRequest) -> Dispatch | Awaitable[Dispatch]:
-        fleet = self._membership.fleet
-        if not fleet.serving(request.model):
-            raise self._unknown_model(request.model)
-        if request.token_ids is not None:
-            return self._attempt(self._job(head, request, request.token_ids, None))
-        return self._route_text(head, request)
-
-    async def _route_text(self, head: RequestHead, request: RoutingRequest) -> Dispatch:
         serving = self._membership.fleet.serving(request.model)
+        if not serving:
+            raise self._unknown_model(request.model)
+        known = self._tokens.at_once(request)
+        if known is not None:
+            return self._attempt(self._job(head, request, known.token_ids, known.reason))
         asked = next((worker for worker in serving if worker.ready), serving[0])
+        return self._route_text(head, request, asked)
+
+    async def _route_text(self, head: RequestHead, request: RoutingRequest, asked: Worker) -> Dispatch:
         found = await self._tokens.of(request, asked.endpoint)
-        return self._attempt(self._job(head, request, found.token_ids, found.reason))
+        try:
+            return self._attempt(self._job(head, request, found.token_ids, found.reason))
+        except NoWorkerError as error:
+            self.tracking.refuse(error)
+            raise
 
     def _pass_through(self, head: RequestHead, path: str, body: bytes) -> Dispatch:
         """Route by load: to a worker of the model that the body names, or to any if it names none."""

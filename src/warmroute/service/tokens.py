@@ -76,26 +76,36 @@ class Tokens:
         self._warned: set[str] = set()
         self._comparing = asyncio.Lock()
 
-    async def of(self, request: RoutingRequest, endpoint: Endpoint) -> Tokenized:
-        """Token ids of the request's prompt; `endpoint` is an engine that serves its model. Never raises."""
+    def at_once(self, request: RoutingRequest) -> Tokenized | None:
+        """What can be said without waiting: ids that were given, or that there will be none. None: ask `of`."""
         if request.token_ids is not None:
             self.counts["given"] += 1
             return Tokenized(request.token_ids)
-        reason, source = request.opaque or "off", ""
-        if request.opaque is None:
-            try:
-                async with asyncio.timeout(self._config.timeout_s):
-                    for source, tokenizer in self._sources(request.model):
-                        found = await self._ask(source, tokenizer, request, endpoint)
-                        if isinstance(found, str):
-                            reason = found
-                            continue
-                        self.counts[source] += 1
-                        return Tokenized(found)
-            except TimeoutError:
-                reason = "timeout"
-                if source == "remote":
-                    self._failed(endpoint)
+        if request.opaque is None and (self._local or self._remote):
+            return None
+        reason = request.opaque or "off"
+        self.counts[reason] += 1
+        return Tokenized(None, reason)
+
+    async def of(self, request: RoutingRequest, endpoint: Endpoint) -> Tokenized:
+        """Token ids of the request's prompt; `endpoint` is an engine that serves its model. Never raises."""
+        known = self.at_once(request)
+        if known is not None:
+            return known
+        reason, source = "off", ""
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                for source, tokenizer in self._sources(request.model):
+                    found = await self._ask(source, tokenizer, request, endpoint)
+                    if isinstance(found, str):
+                        reason = found
+                        continue
+                    self.counts[source] += 1
+                    return Tokenized(found)
+        except TimeoutError:
+            reason = "timeout"
+            if source == "remote":
+                self._failed(endpoint)
         self.counts[reason] += 1
         return Tokenized(None, reason)
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from warmroute.core.router import Decision, PickRequest
+from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service.ports import Headers, Outcome
 from warmroute.types import Endpoint
 
@@ -53,8 +54,8 @@ class Tracking:
         self.predictions: Counter[tuple[str, str]] = Counter()
         """(worker name, `exact`, `high` or `low`) -> predictions that could be compared with the engine's report."""
         self.retries = 0
-        self.rejected: Counter[int] = Counter()
-        """HTTP status -> requests that the gateway itself refused."""
+        self.refused: Counter[int] = Counter()
+        """HTTP status -> requests that were read well and that nobody was to serve."""
         self._trails: OrderedDict[str, Trail] = OrderedDict()
         self._candidates = 0
 
@@ -81,6 +82,10 @@ class Tracking:
         if trail.no_tokens_reason is None:
             result = "exact" if predicted == tokens else "high" if predicted > tokens else "low"
             self.predictions[name, result] += 1
+
+    def refuse(self, error: ClientError | NoWorkerError) -> None:
+        """A request is answered with an error of ours."""
+        self.refused[error.status if isinstance(error, ClientError) else 503] += 1
 
     def trail(self, request_id: str) -> Trail | None:
         """What is known of a request, if it is among the last ones."""

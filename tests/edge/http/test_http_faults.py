@@ -170,6 +170,29 @@ async def test_last_used_connection_is_reused_first(world: World) -> None:
     assert (await a.message())[1] == b"c"
 
 
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("head", [STREAM, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"])
+async def test_head_is_held_back_so_that_a_request_can_still_be_served_elsewhere(
+    world: World, head: bytes, reset: bool
+) -> None:
+    dying, other = await world.engine(), await world.engine()
+    service = StaticService([dying.endpoint, other.endpoint], retries=1)
+    server, port = await world.gateway(service)
+    client = await world.client(port)
+    await client.send(post(b"x"))
+    wire = await dying.accept()
+    await wire.message()
+    await wire.send(head)
+    wire.abort() if reset else wire.close()
+    second = await other.accept()
+    assert (await second.message())[1] == b"x"
+    await second.send(JSON)
+    answer, _ = await client.message()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert outcomes(service) == [Outcome.UNREACHABLE, Outcome.COMPLETE]
+    assert server.counts.unanswered == 1
+
+
 # After the first byte
 
 
@@ -180,7 +203,6 @@ async def test_last_used_connection_is_reused_first(world: World) -> None:
         (STREAM + b"3\r\nabc\r\n", b"3\r\nabc\r\n"),
         (STREAM + b"5\r\nab", b"5\r\nab"),
         (STREAM + b"3\r\nabc\r\n0\r\n", b"3\r\nabc\r\n0\r\n"),
-        (STREAM, b""),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", b"abc"),
     ],
 )

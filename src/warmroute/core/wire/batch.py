@@ -12,6 +12,7 @@ import msgspec
 from warmroute.core.wire import keyed, positional
 from warmroute.core.wire.canonical import canonical
 from warmroute.core.wire.events import Event, EventBatch, RejectedEvent
+from warmroute.core.wire.native import payload_mark
 from warmroute.errors import WireError
 
 # What msgspec raises for bytes that it cannot read: bad UTF-8 and too deep a nesting come as they are.
@@ -61,6 +62,7 @@ def decode_batch(payload: bytes | memoryview) -> EventBatch:
         events=tuple(events),
         rejected=tuple(rejected),
         unknown_media=len(unknown_media),
+        mark=payload_mark(payload),
     )
 
 

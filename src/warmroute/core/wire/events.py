@@ -6,7 +6,8 @@ and length but not interpreted: what a hash means is the index's business.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -66,6 +67,45 @@ class RejectedEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     detail: str
 
 
+class Batch(Protocol):
+    """One published message, whichever decoder has read it: all that may be asked without looking at its events."""
+
+    @property
+    def ts(self) -> float:
+        """Unix seconds of the engine's clock."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Data-parallel rank as published."""
+        ...
+
+    @property
+    def mark(self) -> int:
+        """A number of 64 bits for the bytes it was read from: tells batches apart, equal for repetitions."""
+        ...
+
+    @property
+    def rejected(self) -> Sequence[RejectedEvent]:
+        """Events that could not be read."""
+        ...
+
+    @property
+    def unknown_media(self) -> int:
+        """How many events are on a medium that no dialect knows."""
+        ...
+
+    @property
+    def has_clear(self) -> bool:
+        """Whether one of its events is AllBlocksCleared."""
+        ...
+
+    @property
+    def n_events(self) -> int:
+        """How many events could be read."""
+        ...
+
+
 class EventBatch(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One published message: what one scheduler step changed."""
 
@@ -77,3 +117,15 @@ class EventBatch(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     rejected: tuple[RejectedEvent, ...] = ()
     unknown_media: int = 0
     """Events on a medium that no dialect knows, taken as STORAGE: the least that it can be worth."""
+    mark: int = 0
+    """A number of 64 bits for the payload's bytes."""
+
+    @property
+    def has_clear(self) -> bool:
+        """Whether one of the events is AllBlocksCleared."""
+        return any(isinstance(event, AllBlocksCleared) for event in self.events)
+
+    @property
+    def n_events(self) -> int:
+        """How many events could be read."""
+        return len(self.events)

@@ -3,8 +3,11 @@
 The state is what the engine connection's `receive` points at, or what is waited for:
 
     deciding -> connecting -> head -> first byte -> length | chunked | dechunked | until_close -> over
-                    ^          |
-                    '- retry --'   only while no byte of an answer has come
+                    ^          |          |
+                    '- retry --'----------'   only while no byte of an answer's body has come
+
+Engines send the head of a stream before they begin to compute. It is held back until the first byte of the body, so a
+request whose engine dies meanwhile can still be served by another.
 
 Invariants: every dispatch is finished exactly once; the client's connection gets exactly one of an answer, an error of
 ours, or a cut that cannot be taken for an end; nothing happens after `over`.
@@ -97,7 +100,7 @@ class Exchange:
 
     __slots__ = (
         "_answered", "_body", "_buffer", "_client", "_close", "_dispatch", "_dispatched", "_endless", "_engaged",
-        "_engine", "_engine_reusable", "_gone", "_plane", "_request", "_status", "_tail", "_waiting",
+        "_engine", "_engine_reusable", "_gone", "_held", "_plane", "_request", "_status", "_tail", "_waiting",
     )  # fmt: skip
 
     _dispatch: Dispatch
@@ -105,7 +108,7 @@ class Exchange:
     _engine: EngineConnection
     """Set once there is a connection; ours while `_engaged`."""
     _body: Body
-    """Set once the answer's head was sent on, which `_answered` says."""
+    """Set once the answer's head is there; it was sent on if `_answered`."""
 
     def __init__(self, plane: Plane, client: Client, request: Request) -> None:
         self._plane = plane
@@ -116,6 +119,8 @@ class Exchange:
         self._dispatched = self._engaged = self._answered = self._gone = False
         self._buffer: bytes | None = None
         """Part of the answer's head; None: not a byte has come."""
+        self._held: bytes | None = None
+        """The answer's head as it will be sent on, while not a byte of its body has come."""
 
     # Deciding
 
@@ -200,8 +205,13 @@ class Exchange:
         elif self._buffer is None:
             self._plane.counts.unanswered += 1
             self._unreachable("closed the connection without an answer")
-        elif self._answered and self._body.ends_by_close and clean:
+        elif clean and (self._answered or self._held is not None) and self._body.ends_by_close:
+            self._send_head()
             self._complete(b"".join(self._tail))
+        elif self._held is not None:
+            self._plane.counts.unanswered += 1
+            self._buffer = self._held = None
+            self._unreachable("closed the connection behind the head of its answer")
         else:
             self._engine_fault("cut_short", "the connection was closed before the answer was complete")
 
@@ -242,7 +252,7 @@ class Exchange:
         self._begin(head, data)
 
     def _begin(self, head: ResponseHead, data: bytes) -> None:
-        """The head is there: send it on, and take the body as its framing wants it."""
+        """The head is there: hold it until the body begins, and take that as its framing wants it."""
         self._request.body = b""
         http11, framing, transport = self._request.http11, head.framing, self._client.transport
         chunked = framing is Framing.CHUNKED
@@ -255,8 +265,7 @@ class Exchange:
             self._dispatch.answering(head.status)
             self._complete(data[-_TAIL_BYTES:])
             return
-        transport.write(out)
-        self._status, self._answered = head.status, True
+        self._status, self._held = head.status, out
         self._body = body_of(framing, head.length, chunks=http11)
         self._tail: deque[bytes] = deque(maxlen=_TAIL_PIECES)
         self._engine.receive = self._on_first_byte
@@ -265,8 +274,14 @@ class Exchange:
 
     def _on_first_byte(self, data: bytes) -> None:
         self._dispatch.answering(self._status)
+        self._send_head()
         self._engine.receive = self._on_body
         self._on_body(data)
+
+    def _send_head(self) -> None:
+        if self._held is not None:
+            self._client.transport.write(self._held)
+            self._held, self._answered = None, True
 
     def _on_body(self, data: bytes) -> None:
         body = self._body

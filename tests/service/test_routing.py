@@ -1,0 +1,410 @@
+"""The routing service without sockets: what becomes of a request, what is booked for it, and that it is released."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+
+from warmroute.config.tree import Config, GatewayConfig, RoutingConfig, TokenizerConfig
+from warmroute.core.index import make_index
+from warmroute.core.router import Router
+from warmroute.core.wire.events import BlockStored
+from warmroute.errors import ClientError, NoWorkerError, TokenizeError
+from warmroute.service.membership import Membership
+from warmroute.service.ports import Dispatch, Outcome, Reply, RequestHead
+from warmroute.service.routing import Routing
+from warmroute.service.tokens import Tokens
+from warmroute.service.tracking import Attempt
+from warmroute.testing.fakes import FakeEngineApi, FakeTokenizer
+from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
+
+PROMPT = list(range(100, 140))
+"""Two blocks of 16, and 8 tokens."""
+COMPLETIONS, CHAT = b"/v1/completions", b"/v1/chat/completions"
+
+
+class WatchedMembership(Membership):
+    """Keeps what it is told; its fleet is what the test sets."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(Config(), FakeEngineApi(), None, lambda: 0.0)  # type: ignore[arg-type]  # never runs
+        self.fleet = fleet
+        self.told: list[tuple[str, Endpoint | None]] = []
+
+    def report_unreachable(self, endpoint: Endpoint) -> None:
+        self.told.append(("unreachable", endpoint))
+
+    def refresh(self, endpoint: Endpoint | None = None) -> None:
+        self.told.append(("refresh", endpoint))
+
+
+def worker(number: int, *, rank: int = 0, ranks: int = 1, ready: bool = True) -> Worker:
+    return Worker(
+        id=WorkerId(number * 10 + rank),
+        endpoint=Endpoint("10.0.0.1", 8000 + number),
+        rank=rank,
+        ranks=ranks,
+        models=(ModelInfo("m"), ModelInfo("sql", parent="m")),
+        trust=Trust(TrustState.LIVE, "in sync", 0.0),
+        block_size=16,
+        ready=ready,
+    )
+
+
+class Stage:
+    """A routing service over a fleet, and the time."""
+
+    def __init__(self, *workers: Worker, tokenizer: FakeTokenizer | None = None, **gateway: Any) -> None:
+        self.now = 100.0
+        self.membership = WatchedMembership(Fleet(workers or (worker(1), worker(2))))
+        self.router = Router(make_index(1000), RoutingConfig(policy="warmroute"))
+        tokens = Tokens(TokenizerConfig(), self.clock, None, tokenizer)
+        self.routing = Routing(self.router, self.membership, tokens, GatewayConfig(**gateway), self.clock)
+        self.reset: list[WorkerId] = []
+        self.routing.on_reset = self.reset.append
+
+    def clock(self) -> float:
+        return self.now
+
+    def store(self, number: int, prompt: list[int], lora: str | None = None) -> None:
+        blocks = len(prompt) // 16
+        stored = BlockStored(
+            block_hashes=tuple(range(blocks)),
+            parent=None,
+            token_ids=tuple(prompt[: blocks * 16]),
+            block_size=16,
+            lora=lora,
+        )
+        self.router.index.apply(WorkerId(number), [stored])
+
+    def send(
+        self, target: bytes, body: Any = None, method: bytes = b"POST", **headers: str
+    ) -> Dispatch | Reply | Awaitable[Dispatch | Reply]:
+        raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        fields = tuple((name.replace("_", "-").encode(), value.encode()) for name, value in headers.items())
+        return self.routing.dispatch(RequestHead(method, target, fields), raw)
+
+    def attempt(
+        self, target: bytes = COMPLETIONS, body: Any = None, method: bytes = b"POST", **headers: str
+    ) -> Attempt:
+        body = {"model": "m", "prompt": PROMPT} if body is None else body
+        dispatch = self.send(target, body, method, **headers)
+        assert isinstance(dispatch, Attempt)
+        return dispatch
+
+    def requests(self, number: int) -> int:
+        return self.router.load.of(WorkerId(number), self.now).requests
+
+    def predicted(self, prompt: list[int] | None = None) -> int:
+        """What is thought to be cached of a prompt now."""
+        attempt = self.attempt(body={"model": "m", "prompt": prompt or PROMPT})
+        attempt.finished(Outcome.UNREACHABLE)
+        self.membership.told.clear()
+        return attempt.trail.decision.overlap_tokens
+
+
+def named(attempt: Attempt) -> str:
+    return attempt.trail.decision.worker.name
+
+
+# Dispatching.
+
+
+def test_token_ids_are_routed_at_once_to_the_warm_worker() -> None:
+    stage = Stage()
+    stage.store(20, PROMPT)
+    attempt = stage.attempt(x_request_id="mine")
+    assert attempt.endpoint == Endpoint("10.0.0.1", 8002)
+    assert attempt.request_headers == ((b"x-request-id", b"mine"),)
+    assert attempt.response_headers == (
+        (b"x-request-id", b"mine"),
+        (b"x-warmroute-worker", b"10.0.0.1:8002"),
+        (b"x-warmroute-overlap-tokens", b"32"),
+    )
+    assert stage.requests(20) == 1
+    assert stage.routing.tracking.trail("mine") is attempt.trail
+
+
+async def test_text_waits_for_its_token_ids() -> None:
+    tokenizer = FakeTokenizer(PROMPT)
+    stage = Stage(tokenizer=tokenizer)
+    stage.store(20, PROMPT)
+    waiting = stage.send(CHAT, {"model": "m", "messages": [{"role": "user", "content": "hi"}]})
+    assert isinstance(waiting, Awaitable)
+    attempt = await waiting
+    assert isinstance(attempt, Attempt)
+    assert (named(attempt), attempt.trail.decision.overlap_tokens) == ("10.0.0.1:8002", 32)
+    assert [asked.chat for asked, _ in tokenizer.asked] == [True]
+
+
+async def test_text_without_token_ids_goes_by_load() -> None:
+    stage = Stage(tokenizer=FakeTokenizer(TokenizeError("unreachable", "it is a fake")))
+    stage.store(20, PROMPT)
+    for _ in range(2):
+        waiting = stage.send(COMPLETIONS, {"model": "m", "prompt": "hello"})
+        assert isinstance(waiting, Awaitable)
+        attempt = await waiting
+        assert isinstance(attempt, Attempt)
+        assert attempt.trail.no_tokens_reason == "unreachable"
+    assert stage.routing.tracking.no_tokens == {"unreachable": 2}
+    assert (stage.requests(10), stage.requests(20)) == (1, 1)
+
+
+async def test_the_engine_that_is_asked_for_token_ids_is_one_that_is_ready() -> None:
+    tokenizer = FakeTokenizer(PROMPT)
+    stage = Stage(worker(1, ready=False), worker(2), tokenizer=tokenizer)
+    waiting = stage.send(COMPLETIONS, {"model": "m", "prompt": "hello"})
+    assert isinstance(waiting, Awaitable)
+    await waiting
+    assert [endpoint.port for _, endpoint in tokenizer.asked] == [8002]
+
+
+def test_adapters_and_salts_have_blocks_of_their_own() -> None:
+    stage = Stage()
+    stage.store(20, PROMPT, lora="sql")
+    overlaps = {
+        (model, salt): stage.attempt(body={"model": model, "prompt": PROMPT, "cache_salt": salt}).trail.decision
+        for model, salt in (("sql", "s"), ("m", None), ("sql", None))
+    }
+    assert {key: decision.overlap_tokens for key, decision in overlaps.items()} == {
+        ("sql", "s"): 0,
+        ("m", None): 0,
+        ("sql", None): 32,
+    }
+
+
+def test_a_rank_is_pinned_by_a_header() -> None:
+    stage = Stage(worker(1, rank=0, ranks=2), worker(1, rank=1, ranks=2))
+    stage.store(11, PROMPT)
+    attempt = stage.attempt()
+    assert (b"x-data-parallel-rank", b"1") in attempt.request_headers
+    assert (b"x-warmroute-worker", b"10.0.0.1:8001#1") in attempt.response_headers
+
+
+def test_request_ids_are_made_where_there_are_none() -> None:
+    stage = Stage(decision_headers=False)
+    first, second = stage.attempt(), stage.attempt()
+    assert first.trail.request_id != second.trail.request_id
+    assert first.response_headers == ((b"x-request-id", first.trail.request_id.encode()),)
+
+
+def test_other_paths_go_by_load_to_whoever_serves_the_model() -> None:
+    only = worker(3)
+    other = Worker(id=WorkerId(40), endpoint=Endpoint("10.0.0.1", 8004), models=(ModelInfo("embedder"),))
+    stage = Stage(only, other)
+    for _ in range(3):
+        assert named(stage.attempt(b"/v1/embeddings", {"model": "embedder", "input": "x"})) == "10.0.0.1:8004"
+    with pytest.raises(ClientError) as refused:
+        stage.attempt(b"/v1/embeddings", {"model": "none"})
+    assert (refused.value.status, refused.value.code) == (404, "model_not_found")
+    assert stage.attempt(b"/version?x=1", b"", b"GET").trail.no_tokens_reason == "path"
+
+
+def test_own_pages_are_answered_locally_and_only_to_readers() -> None:
+    stage = Stage()
+    stage.routing.answer_locally(
+        {"/health": lambda path: Reply(200, path.encode()), "/decisions/": lambda path: Reply(201, path.encode())}
+    )
+    for target, method, expected in (
+        (b"/health", b"GET", Reply(200, b"/health")),
+        (b"/health?verbose=1", b"HEAD", Reply(200, b"/health")),
+        (b"/decisions/abc", b"GET", Reply(201, b"/decisions/abc")),
+    ):
+        assert stage.send(target, None, method) == expected
+    for target, method in ((b"/health", b"POST"), (b"/healthy", b"GET"), (b"/decisions/a/b", b"GET")):
+        assert isinstance(stage.send(target, None, method), Attempt)
+
+
+# Refusing.
+
+
+def test_what_is_refused_is_counted() -> None:
+    stage = Stage()
+    with pytest.raises(ClientError, match="Models served here: m, sql"):
+        stage.send(COMPLETIONS, {"model": "none", "prompt": PROMPT})
+    with pytest.raises(ClientError):
+        stage.send(COMPLETIONS, b"{")
+    stage.membership.fleet = Fleet([worker(1, ready=False)])
+    with pytest.raises(NoWorkerError, match="none of the 1 known engines"):
+        stage.send(COMPLETIONS, {"model": "m", "prompt": PROMPT})
+    stage.membership.fleet = Fleet()
+    with pytest.raises(NoWorkerError, match="no engine has answered yet"):
+        stage.send(COMPLETIONS, {"model": "m", "prompt": PROMPT})
+    assert stage.routing.tracking.refused == {404: 1, 400: 1, 503: 2}
+
+
+async def test_a_fleet_that_goes_while_token_ids_are_made() -> None:
+    stage = Stage(tokenizer=FakeTokenizer(PROMPT))
+    waiting = stage.send(COMPLETIONS, {"model": "m", "prompt": "hello"})
+    stage.membership.fleet = Fleet()
+    assert isinstance(waiting, Awaitable)
+    with pytest.raises(NoWorkerError, match="there is no engine that serves the model 'm' now"):
+        await waiting
+    assert stage.routing.tracking.refused == {503: 1}
+
+
+# Ending.
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+@pytest.mark.parametrize("status", [None, 200, 400])
+def test_load_is_released_whatever_the_end(outcome: Outcome, status: int | None) -> None:
+    stage = Stage(worker(1))
+    attempt = stage.attempt()
+    assert stage.requests(10) == 1
+    if status is not None:
+        attempt.answering(status)
+    attempt.finished(outcome)
+    attempt.finished(Outcome.COMPLETE)  # only the first call counts
+    assert stage.requests(10) == 0
+    assert stage.routing.tracking.outcomes == {("10.0.0.1:8001", outcome.value): 1}
+    assert (attempt.trail.outcome, attempt.trail.status) == (outcome, status)
+    stage.router.load.check()
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "believed"),
+    [
+        (200, Outcome.COMPLETE, 32),
+        (200, Outcome.CLIENT_GONE, 32),
+        (200, Outcome.ENGINE_LOST, 32),
+        (400, Outcome.COMPLETE, 0),
+        (503, Outcome.COMPLETE, 0),
+        (None, Outcome.CLIENT_GONE, 0),
+        (None, Outcome.ENGINE_LOST, 0),
+        (None, Outcome.UNREACHABLE, 0),
+    ],
+)
+def test_only_what_was_computed_is_assumed_to_be_cached(status: int | None, outcome: Outcome, believed: int) -> None:
+    stage = Stage(worker(1))
+    attempt = stage.attempt()
+    if status is not None:
+        attempt.answering(status)
+    attempt.finished(outcome)
+    assert stage.predicted() == believed
+
+
+def test_a_claim_stands_while_its_request_runs() -> None:
+    stage = Stage(worker(1))
+    attempt = stage.attempt()
+    assert stage.predicted() == 32
+    attempt.answering(503)
+    assert stage.requests(10) == 1
+    attempt.finished(Outcome.COMPLETE)
+    assert stage.predicted() == 0
+
+
+TAILS = [
+    (b'..."usage":{"prompt_tokens":40,"prompt_tokens_details":{"cached_tokens":32}}}', 32, "low"),
+    (b'data: {"usage":{"prompt_tokens_details": {"cached_tokens" : 0}}}\n\ndata: [DONE]\n\n', 0, "exact"),
+    (b'"cached_tokens":5 ... "cached_tokens":7', 7, "low"),
+    (b'{"text":"\\"cached_tokens\\": 9", "usage": null}', None, None),
+    (b"", None, None),
+]
+
+
+@pytest.mark.parametrize(("tail", "reported", "result"), TAILS)
+def test_what_the_engine_reports_is_compared(tail: bytes, reported: int | None, result: str | None) -> None:
+    stage = Stage(worker(1))
+    attempt = stage.attempt()
+    attempt.answering(200)
+    attempt.finished(Outcome.COMPLETE, tail)
+    tracking = stage.routing.tracking
+    assert attempt.trail.reported_tokens == reported
+    assert tracking.predictions == ({} if result is None else {("10.0.0.1:8001", result): 1})
+    assert tracking.reported_tokens["10.0.0.1:8001"] == (reported or 0)
+
+
+def test_an_engine_that_cannot_be_reached_is_left_alone_and_one_that_broke_is_asked() -> None:
+    stage = Stage(worker(1))
+    here = Endpoint("10.0.0.1", 8001)
+    for outcome in (Outcome.COMPLETE, Outcome.CLIENT_GONE, Outcome.UNREACHABLE, Outcome.ENGINE_LOST):
+        stage.attempt().finished(outcome)
+    assert stage.membership.told == [("unreachable", here), ("refresh", here)]
+
+
+# Retrying.
+
+
+def test_a_retry_goes_elsewhere_and_ends() -> None:
+    stage = Stage(worker(1), worker(2), worker(3), retries=2)
+    attempts = [stage.attempt(x_request_id="r")]
+    for _ in range(2):
+        attempts[-1].finished(Outcome.UNREACHABLE)
+        again = stage.routing.retry(attempts[-1])
+        assert isinstance(again, Attempt)
+        attempts.append(again)
+    assert len({named(attempt) for attempt in attempts}) == 3
+    attempts[-1].finished(Outcome.UNREACHABLE)
+    assert stage.routing.retry(attempts[-1]) is None
+    assert stage.routing.tracking.retries == 2
+    assert stage.routing.tracking.trail("r") is attempts[-1].trail
+    assert sum(stage.requests(n) for n in (10, 20, 30)) == 0
+
+
+def test_when_everybody_was_tried_it_is_said_so() -> None:
+    stage = Stage(worker(1), retries=2)
+    attempt = stage.attempt()
+    attempt.finished(Outcome.UNREACHABLE)
+    with pytest.raises(NoWorkerError, match="was tried and could not be reached"):
+        stage.routing.retry(attempt)
+    assert stage.routing.tracking.refused == {503: 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "body", "retriable"),
+    [
+        (b"/reset_prefix_cache", b"POST", b"", False),
+        (b"/v1/load_lora_adapter", b"POST", {"lora_name": "x"}, False),
+        (b"/version", b"GET", b"", True),
+        (b"/v1/embeddings", b"POST", {"model": "m"}, True),
+        (COMPLETIONS, b"POST", {"model": "m", "prompt": PROMPT}, True),
+    ],
+)
+def test_what_an_engine_may_have_acted_on_is_not_sent_twice(
+    target: bytes, method: bytes, body: Any, retriable: bool
+) -> None:
+    stage = Stage()
+    attempt = stage.attempt(target, body, method)
+    assert attempt.retriable is retriable
+    attempt.finished(Outcome.UNREACHABLE)
+    assert (stage.routing.retry(attempt) is not None) is retriable
+
+
+# What engines did because they were asked to.
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "tail", "outcome", "reset"),
+    [
+        (b"/reset_prefix_cache", 200, b'{"success":true}', Outcome.COMPLETE, True),
+        (b"/reset_prefix_cache?reset_running_requests=true", 200, b"", Outcome.COMPLETE, True),
+        (b"/sleep?level=1", 200, b"", Outcome.COMPLETE, True),
+        (b"/reset_prefix_cache", 200, b'{"success": false}', Outcome.COMPLETE, False),
+        (b"/reset_prefix_cache", 404, b"", Outcome.COMPLETE, False),
+        (b"/reset_prefix_cache", 200, b"", Outcome.CLIENT_GONE, False),
+        (b"/wake_up", 200, b"", Outcome.COMPLETE, False),
+    ],
+)
+def test_a_reset_that_succeeded_empties_all_ranks_of_that_engine(
+    target: bytes, status: int, tail: bytes, outcome: Outcome, reset: bool
+) -> None:
+    stage = Stage(worker(1, rank=0, ranks=2), worker(1, rank=1, ranks=2))
+    attempt = stage.attempt(target, b"")
+    stage.membership.fleet = Fleet([*stage.membership.fleet.workers, worker(2)])
+    attempt.answering(status)
+    attempt.finished(outcome, tail)
+    assert stage.reset == ([10, 11] if reset else [])
+
+
+@pytest.mark.parametrize(("status", "asked"), [(200, True), (400, False)])
+@pytest.mark.parametrize("target", [b"/v1/load_lora_adapter", b"/v1/unload_lora_adapter"])
+def test_a_change_of_models_is_looked_at_at_once(target: bytes, status: int, asked: bool) -> None:
+    stage = Stage(worker(1))
+    attempt = stage.attempt(target, {"lora_name": "x", "lora_path": "y"})
+    attempt.answering(status)
+    attempt.finished(Outcome.COMPLETE)
+    assert stage.membership.told == ([("refresh", Endpoint("10.0.0.1", 8001))] if asked else [])
