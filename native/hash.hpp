@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string>
+#include <string_view>
 
 namespace warmroute {
 
@@ -39,6 +41,7 @@ constexpr std::uint64_t secret(std::uint64_t j) noexcept { return mix(j * 0x9E37
 inline constexpr PrefixHash root = secret(std::uint64_t{0} - 1);
 inline constexpr std::uint64_t parent_secret = secret(std::uint64_t{0} - 2);
 inline constexpr std::uint64_t block_secret = secret(std::uint64_t{0} - 3);
+inline constexpr PrefixHash extra_root = secret(std::uint64_t{0} - 4);
 
 // The secret of word j, bits 63 and 31 set: no word of token ids below 2^31 makes it zero.
 constexpr std::uint64_t position_secret(std::size_t j) noexcept {
@@ -80,5 +83,28 @@ inline std::uint64_t block_digest(const void* tokens, std::size_t count) noexcep
 constexpr PrefixHash chain(PrefixHash parent, std::uint64_t digest, std::uint64_t extra) noexcept {
     return mum(parent ^ parent_secret, (digest + extra) ^ block_secret);
 }
+
+// What else makes a block's content distinct, as one number: 0 if nothing was added.
+class ExtraDigest {
+  public:
+    // Tags: 'L' for the LoRA name, then for each key 'S' (text, as UTF-8) or 'B' (bytes).
+    void add(char tag, std::string_view content) {
+        std::array<char, sizeof(std::uint64_t)> size{};
+        const std::uint64_t bytes = content.size();
+        std::memcpy(size.data(), &bytes, sizeof bytes);
+        framed_.push_back(tag);
+        framed_.append(size.data(), size.size()).append(content);
+    }
+
+    std::uint64_t value() {
+        if (framed_.empty()) return 0;
+        framed_.resize((framed_.size() + sizeof(Token) - 1) / sizeof(Token) * sizeof(Token));
+        const std::uint64_t digest = chain(extra_root, block_digest(framed_.data(), framed_.size() / sizeof(Token)), 0);
+        return digest == 0 ? 1 : digest;
+    }
+
+  private:
+    std::string framed_;
+};
 
 }  // namespace warmroute

@@ -10,6 +10,9 @@
 namespace nb = nanobind;
 
 namespace warmroute {
+
+void bind_wire(nb::module_& module);  // wire_binding.cpp
+
 namespace {
 
 // A list of 64-bit numbers that is filled from the front.
@@ -69,4 +72,5 @@ NB_MODULE(_native, module) {
     module.def("prefix_hashes", &warmroute::prefix_hashes, nb::arg("tokens"), nb::arg("block_size"),
                nb::arg("first_extra"), nb::arg("extra"));
     module.def("block_digests", &warmroute::block_digests, nb::arg("tokens"), nb::arg("block_size"));
+    warmroute::bind_wire(module);
 }

@@ -43,7 +43,7 @@ class StreamAgainstPublisher(RuleBasedStateMachine):
             self.now += 0.001
             run = self.runs[-1]
             events = (AllBlocksCleared(),) if clear else (BlockRemoved(block_hashes=(len(run),)),)
-            batch = EventBatch(ts=self.now, rank=0, events=events)
+            batch = EventBatch(ts=self.now, rank=0, events=events, mark=len(self.where) + 1)
             self.where[batch.ts] = (len(self.runs), len(run))
             if self.up:
                 self.live.append((len(run), batch))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import count
 
 import msgspec
 
@@ -57,6 +58,8 @@ class Routing:
         self._config = config
         self._clock = clock
         self._local: dict[str, LocalReply] = {}
+        self._instance = uuid.uuid4().hex
+        self._numbers = count(1)
         self.on_reset: Callable[[WorkerId], None] = lambda _: None
         """Told when a worker's cache was reset by a request that passed through."""
 
@@ -158,7 +161,7 @@ class Routing:
         return self._attempt(
             Job(
                 pick=PickRequest(model=model, prompt_bytes=len(body), streamed=False),
-                request_id=_request_id(head),
+                request_id=self._request_id(head),
                 no_tokens_reason="path",
                 retriable=model is not None or head.method in (b"GET", b"HEAD"),
                 path=path,
@@ -176,7 +179,7 @@ class Routing:
             skips_cache_read=request.skips_cache_read,
             streamed=request.stream,
         )
-        return Job(pick=pick, request_id=_request_id(head), path=request.path, no_tokens_reason=no_tokens_reason)
+        return Job(pick=pick, request_id=self._request_id(head), path=request.path, no_tokens_reason=no_tokens_reason)
 
     def _attempt(self, job: Job) -> Attempt:
         decision = self.router.pick(job.pick, self._membership.fleet, self._clock())
@@ -198,6 +201,11 @@ class Routing:
             (b"x-warmroute-overlap-tokens", b"%d" % decision.overlap_tokens),
         )
 
+    def _request_id(self, head: RequestHead) -> str:
+        """The client's, or one of our own: unique without asking the system for randomness per request."""
+        given = head.header(b"x-request-id")
+        return given.decode("latin-1") if given else f"{self._instance}-{next(self._numbers):x}"
+
     def _unknown_model(self, model: str) -> ClientError | NoWorkerError:
         known = [info.id for info in self._membership.fleet.models]
         if not known:
@@ -213,8 +221,3 @@ class Routing:
 def _computed(status: int | None) -> bool:
     """Whether an engine has computed the prompt, as its answer so far says: a refusal leaves nothing in its cache."""
     return status is not None and status < 400
-
-
-def _request_id(head: RequestHead) -> str:
-    given = head.header(b"x-request-id")
-    return given.decode("latin-1") if given else uuid.uuid4().hex
