@@ -253,7 +253,6 @@ class Exchange:
 
     def _begin(self, head: ResponseHead, data: bytes) -> None:
         """The head is there: hold it until the body begins, and take that as its framing wants it."""
-        self._request.body = b""
         http11, framing, transport = self._request.http11, head.framing, self._client.transport
         chunked = framing is Framing.CHUNKED
         self._endless = framing is Framing.UNTIL_CLOSE or (chunked and not http11)
@@ -282,6 +281,7 @@ class Exchange:
         if self._held is not None:
             self._client.transport.write(self._held)
             self._held, self._answered = None, True
+            self._request.body = b""  # it will not be sent again, and a stream may last for minutes
 
     def _on_body(self, data: bytes) -> None:
         body = self._body
