@@ -54,7 +54,8 @@ test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not vllm'
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/run.py
+	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_http.sh
+	$(BIN)/python benchmarks/http/run.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -27,7 +27,6 @@ struct Integer {
 
 // How a token id is written, by its first byte: where its bits are in the eight bytes from there, big-endian.
 struct TokenForm {
-    std::uint8_t bytes = 0;  // 0: not an unsigned integer of at most 32 bits
     std::uint8_t shift = 0;
     std::uint32_t mask = 0;
 };
@@ -36,12 +35,19 @@ inline constexpr std::size_t token_window_bytes = 8;
 
 inline constexpr auto token_forms = [] {
     std::array<TokenForm, 256> forms{};
-    for (std::size_t first = 0; first < 0x80; ++first) forms[first] = {1, 56, 0x7F};
-    forms[0xCC] = {2, 48, 0xFF};
-    forms[0xCD] = {3, 40, 0xFFFF};
-    forms[0xCE] = {5, 24, 0xFFFFFFFF};
+    for (std::size_t first = 0; first < 0x80; ++first) forms[first] = {56, 0x7F};
+    forms[0xCC] = {48, 0xFF};
+    forms[0xCD] = {40, 0xFFFF};
+    forms[0xCE] = {24, 0xFFFFFFFF};
     return forms;
 }();
+
+// How many bytes a token id has that begins so; 0 for what is no unsigned integer of at most 32 bits. No table and no
+// branch: compilers make it a few vector operations for many bytes at once.
+constexpr std::uint8_t token_bytes(std::uint8_t first) noexcept {
+    return static_cast<std::uint8_t>((first < 0x80 ? 1 : 0) | (first == 0xCC ? 2 : 0) | (first == 0xCD ? 3 : 0) |
+                                     (first == 0xCE ? 5 : 0));
+}
 
 // Strict, as Python's: no surrogates, no overlong forms, nothing above U+10FFFF.
 bool is_utf8(std::string_view text) noexcept;
@@ -133,23 +139,27 @@ class Reader {
         return value.bits;
     }
 
-    // `count` token ids. Their forms are mixed, so no branch depends on them.
+    // `count` token ids. Their forms are mixed, so no branch depends on them; and where one ends is known only from its
+    // first byte, so these lengths are made for whole runs of bytes before they are walked.
     void tokens(Token* out, std::size_t count) {
+        constexpr std::size_t run_bytes_max = 256;
+        std::array<std::uint8_t, run_bytes_max> lengths;
         Token* const out_end = out + count;
-        std::uint32_t odd = 0;
         while (out != out_end && left() >= token_window_bytes) {
-            // So many can be read without another look at the end, if each is as long as can be.
-            const std::size_t run = std::min<std::size_t>((left() - token_window_bytes) / 5 + 1,
-                                                          static_cast<std::size_t>(out_end - out));
-            for (Token* const run_end = out + run; out != run_end; ++out) {
+            const std::size_t run_bytes = std::min(run_bytes_max, left() - token_window_bytes + 1);
+            for (std::size_t i = 0; i < run_bytes; ++i) lengths[i] = token_bytes(at_[i]);
+            std::size_t next = 0;
+            std::uint8_t length_min = 1;
+            while (out != out_end && next < run_bytes) {
                 std::uint64_t window;
-                std::memcpy(&window, at_, sizeof window);
-                const TokenForm form = token_forms[*at_];
-                *out = static_cast<Token>(__builtin_bswap64(window) >> form.shift) & form.mask;
-                odd |= form.bytes == 0;
-                at_ += form.bytes;
+                std::memcpy(&window, at_ + next, sizeof window);
+                const TokenForm form = token_forms[at_[next]];
+                *out++ = static_cast<Token>(__builtin_bswap64(window) >> form.shift) & form.mask;
+                length_min = std::min(length_min, lengths[next]);
+                next += lengths[next];
             }
-            if (odd != 0) throw Declined{};
+            if (length_min == 0) throw Declined{};
+            at_ += next;
         }
         for (; out != out_end; ++out) *out = static_cast<Token>(integer(0, std::numeric_limits<Token>::max()));
     }

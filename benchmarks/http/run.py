@@ -2,8 +2,10 @@
 
     python benchmarks/http/run.py [--reps 3] [--out FILE.json] [--target 'NAME|PORT|COMMAND' ...]
 
-Two C engines (mock.c) and a C load generator (oload.c) are built and started on the loopback; `bare` is our data path
-without routing. Each further target is a gateway in front of 127.0.0.1:18001 and :18002. CPU comes from /proc, for the
+Two C engines (mock.c) and a C load generator (oload.c) are built and started on the loopback. `bare` is our data path
+without routing, `round_robin` and `warmroute` the whole gateway with that policy (without token ids: the engines know
+no /tokenize). The peers run beside them where scripts/peers/install_http.sh has installed them; each further target is
+a gateway in front of 127.0.0.1:18001 and :18002. CPU comes from /proc, for the
 target's whole process tree: trust it over wall figures, since generator, engines and target share the machine.
 """
 
@@ -28,6 +30,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ENGINES = (18001, 18002)
+URLS = tuple(f"http://127.0.0.1:{port}" for port in ENGINES)
+Target = tuple[int, list[str]]
+"""Port and command of a gateway."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SCENARIOS = {
     # connections, seconds, mode, events per stream, gap in us, path, variants, body bytes
@@ -140,14 +145,56 @@ def machine() -> dict[str, Any]:
     }
 
 
+def own_targets() -> dict[str, Target]:
+    bare = [sys.executable, str(HERE / "bare.py"), "19400", *map(str, ENGINES)]
+    serve = [sys.executable, "-m", "warmroute", "serve", "--log.level", "error", "--events.enabled", "false"]
+    serve += ["--tokenizer.mode", "off", *(word for url in URLS for word in ("--engine", url))]
+    policies = {name: [*serve, "--routing.policy", name, "--gateway.port"] for name in ("round_robin", "warmroute")}
+    return {"bare": (19400, bare)} | {
+        name: (19401 + n, [*command, str(19401 + n)]) for n, (name, command) in enumerate(policies.items())
+    }
+
+
+def peer_targets() -> dict[str, Target]:
+    cache = Path(os.environ.get("WARMROUTE_CACHE", Path.home() / ".cache/warmroute"))
+    programs = cache / "peers-http" / "bin"
+    if not (programs / "vllm-router").exists():
+        print("no peers: scripts/peers/install_http.sh installs them", file=sys.stderr)
+        return {}
+    router = [str(programs / "vllm-router"), "--host", "127.0.0.1", "--log-level", "warning", "--worker-urls", *URLS]
+    smg = [str(programs / "smg"), "launch", "--host", "127.0.0.1", "--log-level", "warn", "--worker-urls", *URLS]
+    smg += ["--prometheus-host", "127.0.0.1", "--disable-tokenizer-autoload"]
+
+    def at(port: int, command: list[str], policy: str) -> Target:
+        return port, [*command, "--port", str(port), "--policy", policy, "--prometheus-port", str(port + 1000)]
+
+    return {
+        "vllm-router round_robin": at(19403, [*router, "--worker-startup-check-interval", "1"], "round_robin"),
+        "smg round_robin": at(19404, smg, "round_robin"),
+        "smg cache_aware": at(19405, smg, "cache_aware"),
+    }
+
+
+def ratios(targets: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Requests and events per CPU second of each target, beside those of each peer."""
+    lines = []
+    peers = [name for name in targets if " " in name]
+    for name in targets:
+        for scenario in SCENARIOS:
+            key = "events_per_cpu_s" if scenario.startswith("stream") else "requests_per_cpu_s"
+            got = targets[name][scenario][key]
+            beside = ", ".join(f"{got / targets[peer][scenario][key]:.2f} x {peer}" for peer in peers if peer != name)
+            lines.append(f"{name:24} {scenario:36} {got:12,.0f} {key}  {beside if name not in peers else ''}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--reps", type=int, default=3)
     options.add_argument("--out", type=Path, default=HERE / "results.json")
     options.add_argument("--target", action="append", default=[])
     chosen = options.parse_args()
-    bare = [sys.executable, str(HERE / "bare.py"), "19400", *map(str, ENGINES)]
-    targets = {"bare": (19400, bare)}
+    targets = own_targets() | peer_targets()
     for target in chosen.target:
         name, port, command = target.split("|", 2)
         targets[name] = (int(port), ["bash", "-c", f"exec {command}"])
@@ -168,7 +215,7 @@ def main() -> None:
                 for name, (port, _) in targets.items():
                     rounds[name].append(measure(tools, port, pids[name]))
     result["targets"] = {name: medians(found) for name, found in rounds.items()}
-    print(json.dumps(result["targets"], indent=1))
+    print(ratios(result["targets"]))
     chosen.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -1,5 +1,5 @@
-# The native core: hashing and decoding. Its callers are core.hashing, core.wire and core.index; results are those of the
-# Python references.
+# The native core: hashing and decoding. Its callers are core.hashing, core.wire and core.index; results are those of
+# the Python references.
 
 from typing import Any, ClassVar, final
 

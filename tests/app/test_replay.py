@@ -114,7 +114,7 @@ def test_a_restart_forgets_and_a_recorded_replay_brings_back(tmp_path: Path) -> 
         [
             meta(),
             replayed(0.5, 0, stored(PROMPT)),
-            replayed(0.6, 1, stored(PROMPT[8:] + [1, 2], 50, parent=2)),
+            replayed(0.6, 1, stored([*PROMPT[8:], 1, 2], 50, parent=2)),
             request(2, 3, 1, [*PROMPT, 1, 2, 3], 12),
         ],
     )

@@ -71,7 +71,9 @@ def test_expired_claims_take_no_memory() -> None:
     claims = Speculation()
     for n in range(100):
         claim(claims, W1, chain(*range(n * 10, n * 10 + 10)), now=float(n), ttl_s=2.0)
-    assert len(claims) <= 30
+    assert sum(map(len, claims._claims.values())) <= 30
+    assert claims.claimed_blocks(99.5) == 20
+    assert claims.claimed_blocks(200.0) == 0
 
 
 @given(

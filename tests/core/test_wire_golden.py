@@ -110,8 +110,8 @@ SEEDS = [message[-1] for record in RECORDS.values() for message in frames(record
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> bytes:
-    data = bytearray(draw(st.sampled_from(SEEDS)))
+def mutated(draw: st.DrawFn, seeds: st.SearchStrategy[bytes] = st.sampled_from(SEEDS)) -> bytes:  # noqa: B008
+    data = bytearray(draw(seeds))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, len(data)))
         match draw(st.sampled_from(["set", "cut", "insert", "repeat"])):

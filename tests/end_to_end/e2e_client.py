@@ -93,7 +93,7 @@ class Client:
         self._url = url
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=60)
+        timeout = aiohttp.ClientTimeout(total=20)
         self.http = aiohttp.ClientSession(self._url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
         return self
 

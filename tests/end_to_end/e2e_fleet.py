@@ -81,12 +81,9 @@ class Stack:
 
     async def settled(self, engines: Sequence[SimulatedEngine] | None = None) -> None:
         """Wait until everything these engines have published is applied."""
-        for engine in self.engines if engines is None else engines:
-            for rank in engine.process.ranks:
-                await until(
-                    lambda engine=engine, rank=rank: self._has_all(engine, rank.number),
-                    f"all batches of {engine.url} rank {rank.number} applied",
-                )
+        waited = self.engines if engines is None else engines
+        ranks = [(engine, rank.number) for engine in waited for rank in engine.process.ranks]
+        await until(lambda: all(self._has_all(engine, rank) for engine, rank in ranks), "all batches are applied")
 
     def _has_all(self, engine: SimulatedEngine, rank: int) -> bool:
         publisher = engine.process.ranks[rank].publisher

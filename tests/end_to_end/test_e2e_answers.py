@@ -183,6 +183,7 @@ METRICS = {
     "warmroute_predicted_cached_tokens_total": {"worker"},
     "warmroute_reported_cached_tokens_total": {"worker"},
     "warmroute_requests_without_tokens_total": {"reason"},
+    "warmroute_requests_refused_total": {"status"},
     "warmroute_retries_total": set(),
     "warmroute_tokenized_total": {"source"},
     "warmroute_tokenize_seconds_total": {"source"},
@@ -209,6 +210,7 @@ async def test_metrics_are_what_prometheus_reads(stack: Stack) -> None:
         await stack.settled()
     await stack.client.ask(CHAT, messages=MESSAGES)
     await stack.client.get("/version")
+    assert (await stack.client.ask(prompt=prompt, model="none")).status == 404
     await stack.settled()
     page = await stack.client.get("/metrics")
     assert page.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -229,8 +231,9 @@ async def test_metrics_are_what_prometheus_reads(stack: Stack) -> None:
     assert value("warmroute_reported_cached_tokens_total", worker=worker) == 96
     assert value("warmroute_predicted_cached_tokens_total", worker=worker) == 96
     assert value("warmroute_requests_without_tokens_total", reason="path") == 1
+    assert value("warmroute_requests_refused_total", status="404") == 1
     assert value("warmroute_tokenized_total", source="remote") == 1
-    assert value("warmroute_data_plane_total", event="requests") == 6
+    assert value("warmroute_data_plane_total", event="requests") == 7
     assert value("warmroute_event_batches_total", worker=worker) >= 1
 
 

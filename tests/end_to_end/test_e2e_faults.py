@@ -1,4 +1,4 @@
-"""Engines that fail, lose events or die: what the gateway then knows is true, and nobody loses an answer for nothing."""
+"""Engines that fail, lose events or die: what the gateway then knows is true, and no answer is lost for nothing."""
 
 from __future__ import annotations
 
@@ -60,6 +60,17 @@ async def test_an_answer_that_had_not_begun_is_made_elsewhere(stack: Stack) -> N
     assert "warmroute_retries_total 1.0" in page
 
 
+async def test_a_stream_whose_engine_dies_behind_the_head_is_made_elsewhere(stack: Stack) -> None:
+    first = await exact(stack, PROMPT, 0)
+    await stack.settled()
+    faults = stack.engine_of(first.worker).faults
+    faults.break_answers, faults.break_after_tokens = 1, 0
+    answer = await stack.client.ask(prompt=PROMPT, stream=True, max_tokens=20)
+    assert (answer.status, answer.done, answer.reported) == (200, True, 0)
+    assert answer.worker != first.worker
+    assert len(answer.events) == 21
+
+
 async def test_an_engine_that_refuses_is_passed_on() -> None:
     async with stack_of(EngineOptions()) as stack:
         stack.engines[0].faults.refuse_requests = 1
@@ -86,6 +97,7 @@ async def test_a_client_that_leaves_ends_the_engines_work() -> None:
         assert worker["load"]["requests"] == 0
         page = (await stack.client.get("/metrics")).raw.decode()
         assert f'warmroute_attempts_total{{outcome="client_gone",worker="{worker["worker"]}"}} 2.0' in page
+        await stack.settled()
         answer = await stack.client.ask(prompt=PROMPT)  # what it had computed is kept, and known
         assert answer.predicted == answer.reported == 96
 
@@ -266,8 +278,7 @@ async def test_all_engines_down_is_said_so_and_they_are_taken_back() -> None:
         assert (ready.status, ready.body["workers_ready"]) == (503, 0)
         for engine in stack.engines:
             await engine.start()
-        for engine in stack.engines:
-            await until(lambda engine=engine: stack.trust(engine) == "LIVE", "it is in sync again")
+        await until(lambda: {stack.trust(engine) for engine in stack.engines} == {"LIVE"}, "they are in sync again")
         await until(lambda: len([w for w in stack.gateway.membership.fleet.workers if w.ready]) == 2, "both are ready")
         await exact(stack, PROMPT, 0)
         await exact(stack, PROMPT, 96)

@@ -24,7 +24,10 @@ from warmroute.testing.engine import EngineOptions
 
 BLOCK = 16
 REQUESTS = 320
-WORDS = "cache prefix block engine token route warm cold batch decode prefill queue event replay worker shard".split()
+WORDS = [
+    "cache", "prefix", "block", "engine", "token", "route", "warm", "cold", "batch", "decode", "prefill", "queue",
+    "event", "replay", "worker", "shard",
+]  # fmt: skip
 SPREADING = replace(QUICK, routing=RoutingConfig(policy="round_robin"))
 """Sends equal prompts everywhere, so that all engines hold something of everything."""
 
@@ -251,6 +254,7 @@ async def test_a_reset_that_fails_changes_nothing() -> None:
             COMPLETIONS, json={"model": "tiny", "prompt": list(range(900, 950)), "max_tokens": 500, "stream": True}
         ) as running:
             await running.content.readany()
+            await stack.settled()
             assert (await stack.client.post("/reset_prefix_cache", b"")).body == {"success": False}
             assert (await stack.worker(engine))["blocks"] >= 6
             running.close()

@@ -143,7 +143,12 @@ class Metrics(Collector):
         sizes = self._routing.router.index.sizes()
         for name, value in msgspec.structs.asdict(sizes).items():
             yield _gauge(f"index_{name}", f"The index's {name}", (), [((), value)])
-        yield _gauge("claims", "Blocks assumed stored", (), [((), len(self._routing.router.speculation))])
+        yield _gauge(
+            "claims",
+            "Blocks assumed stored",
+            (),
+            [((), self._routing.router.speculation.claimed_blocks(self._clock()))],
+        )
 
 
 def _flat(counts: object) -> Labelled:

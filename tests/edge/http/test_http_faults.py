@@ -123,9 +123,7 @@ async def test_stale_connection_is_replaced_by_a_fresh_one(stage: Stage) -> None
     assert outcomes(stage.service) == [Outcome.COMPLETE] * 2
 
 
-async def test_request_that_must_not_act_twice_is_not_sent_again(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_request_that_must_not_act_twice_is_not_sent_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StaticDispatch, "retriable", False)
     await stage.client.send(post(b"1"))
     wire = await stage.engine.accept()
