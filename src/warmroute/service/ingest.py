@@ -1,7 +1,7 @@
 """One worker's way from published bytes to the index: decode, let the stream decide, perform its effects.
 
-An index that takes arrays gets a whole batch in one call, as the native decoder has read it; what that one declines, and
-every batch for another index, is decoded in Python and applied event by event.
+An index that takes arrays gets a whole batch in one call, as the native decoder has read it. What that one declines,
+and every batch for another index, is decoded in Python and applied event by event.
 
 Invariant: whatever an engine publishes, nothing is raised into the event source, and everything that was not applied
 has a name and a number in `counts`.
