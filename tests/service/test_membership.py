@@ -105,9 +105,11 @@ async def test_an_engine_that_is_down_at_start_is_waited_for_and_logged_once(cap
         await stage.time.advance(30)
         assert stage.membership.fleet.workers == ()
         assert len(caplog.records) == 1
+        assert stage.membership.engines() == [(A, False, "its /health does not answer 200")]
         stage.api.known[A] = facts(PUB)
         await stage.time.advance(1)
         assert stage.ready() == [A.authority]
+        assert stage.membership.engines() == [(A, True, None)]
         assert stage.heard.take() == [("added", 0, PUB)]
 
 

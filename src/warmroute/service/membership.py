@@ -92,6 +92,10 @@ class Membership:
             for engine in self._engines:
                 tasks.create_task(self._watch(engine), name=f"watch {engine.endpoint.authority}")
 
+    def engines(self) -> list[tuple[Endpoint, bool, str | None]]:
+        """Every configured engine, whether it answers, and if not, what is wrong: those never reached have no worker."""
+        return [(engine.endpoint, bool(engine.up), None if engine.up else engine.problem) for engine in self._engines]
+
     def report_unreachable(self, endpoint: Endpoint) -> None:
         """A connection to the engine failed: send nothing there until a probe, made at once, succeeds."""
         for engine in self._at(endpoint):

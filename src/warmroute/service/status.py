@@ -58,7 +58,12 @@ class Status:
     def workers(self, _: str) -> Reply:
         """Every worker: where it is, what it serves, how far it is believed, what it holds, what it has to do."""
         now = self._clock()
-        return _json({"workers": [self._worker(worker, now) for worker in self._membership.fleet.workers]})
+        workers = [self._worker(worker, now) for worker in self._membership.fleet.workers]
+        engines = [
+            {"address": endpoint.url, "up": up, "problem": problem}
+            for endpoint, up, problem in self._membership.engines()
+        ]
+        return _json({"workers": workers, "engines": engines})
 
     def models(self, _: str) -> Reply:
         """The union of the engines' models, in OpenAI's form."""
