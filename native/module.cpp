@@ -11,7 +11,8 @@ namespace nb = nanobind;
 
 namespace warmroute {
 
-void bind_wire(nb::module_& module);  // wire_binding.cpp
+void bind_index(nb::module_& module);  // index_binding.cpp
+void bind_wire(nb::module_& module);   // wire_binding.cpp
 
 namespace {
 
@@ -32,15 +33,6 @@ class NumberList {
     nb::object list_;
     Py_ssize_t next_ = 0;
 };
-
-std::size_t checked_block_size(std::int64_t block_size) {
-    if (block_size < 1) {
-        PyErr_Format(PyExc_ValueError, "block_size is %lld: it must be a positive number of tokens",
-                     static_cast<long long>(block_size));
-        throw nb::python_error();
-    }
-    return static_cast<std::size_t>(block_size);
-}
 
 nb::object prefix_hashes(nb::handle source, std::int64_t block_size, std::uint64_t first_extra, std::uint64_t extra) {
     const std::size_t size = checked_block_size(block_size);
@@ -73,4 +65,5 @@ NB_MODULE(_native, module) {
                nb::arg("first_extra"), nb::arg("extra"));
     module.def("block_digests", &warmroute::block_digests, nb::arg("tokens"), nb::arg("block_size"));
     warmroute::bind_wire(module);
+    warmroute::bind_index(module);
 }

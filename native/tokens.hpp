@@ -37,6 +37,15 @@ inline std::int64_t small_int(PyObject* object) noexcept {
     throw nb::python_error();
 }
 
+inline std::size_t checked_block_size(std::int64_t block_size) {
+    if (block_size < 1) {
+        PyErr_Format(PyExc_ValueError, "block_size is %lld: it must be a positive number of tokens",
+                     static_cast<long long>(block_size));
+        throw nb::python_error();
+    }
+    return static_cast<std::size_t>(block_size);
+}
+
 // Any integer-like object. Slow: only what is not a small int comes here.
 inline Token large_token(PyObject* object, std::size_t position) {
     const nb::object number = nb::steal(PyNumber_Index(object));

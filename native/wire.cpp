@@ -186,8 +186,8 @@ class Decoder {
         published_.reset();
         const bool keyed = reader_.next_is_map();
         const std::size_t parts = keyed ? reader_.map() : reader_.array();
-        if (parts == 0 || (keyed && reader_.text() != "type")) throw Declined{};
-        const std::string_view tag = reader_.text();
+        if (parts == 0 || (keyed && reader_.name() != "type")) throw Declined{};
+        const std::string_view tag = reader_.name();
         if (tag == stored_tag) {
             keyed ? keyed_fields(parts - 1, stored_required) : stored_array(parts - 1);
             batch.events.emplace_back(stored(batch.unknown_media));
@@ -232,7 +232,7 @@ class Decoder {
         std::uint32_t seen = 0;
         std::size_t next = 0;  // engines write fields in order: the next name is most often the one after the last
         for (; pairs > 0; --pairs) {
-            const std::string_view name = reader_.text();
+            const std::string_view name = reader_.name();
             std::size_t i = next;
             for (std::size_t tries = 0; tries < stored_fields && stored_names[i] != name; ++tries) {
                 i = (i + 1) % stored_fields;

@@ -94,9 +94,20 @@ class Reader {
     }
 
     std::string_view text() {
-        const std::string_view bytes = raw_text();
+        const std::string_view bytes = name();
         if (!is_utf8(bytes)) throw Declined{};
         return bytes;
+    }
+
+    // Text that is only compared with names that are known: it need not be UTF-8.
+    std::string_view name() {
+        const std::uint8_t first = take();
+        switch (first) {
+            case 0xD9: return span(big_endian<1>());
+            case 0xDA: return span(big_endian<2>());
+            case 0xDB: return span(big_endian<4>());
+            default: return span(fixed(first, 0xA0, 0x1F));
+        }
     }
 
     std::string_view binary() {
@@ -142,11 +153,12 @@ class Reader {
     // `count` token ids. Their forms are mixed, so no branch depends on them; and where one ends is known only from its
     // first byte, so these lengths are made for whole runs of bytes before they are walked.
     void tokens(Token* out, std::size_t count) {
-        constexpr std::size_t run_bytes_max = 256;
+        constexpr std::size_t run_bytes_max = 256, token_bytes_max = 5;
         std::array<std::uint8_t, run_bytes_max> lengths;
         Token* const out_end = out + count;
         while (out != out_end && left() >= token_window_bytes) {
-            const std::size_t run_bytes = std::min(run_bytes_max, left() - token_window_bytes + 1);
+            const std::size_t run_bytes = std::min({run_bytes_max, left() - token_window_bytes + 1,
+                                                    token_bytes_max * static_cast<std::size_t>(out_end - out)});
             for (std::size_t i = 0; i < run_bytes; ++i) lengths[i] = token_bytes(at_[i]);
             std::size_t next = 0;
             std::uint8_t length_min = 1;
@@ -169,7 +181,7 @@ class Reader {
         if (depth > depth_max) throw Declined{};
         const std::uint8_t first = peek();
         if (is_text(first)) {
-            raw_text();
+            name();
         } else if (is_binary(first)) {
             binary();
         } else if (is_array(first)) {
@@ -233,16 +245,6 @@ class Reader {
         const std::string_view bytes(reinterpret_cast<const char*>(at_), static_cast<std::size_t>(size));
         at_ += size;
         return bytes;
-    }
-
-    std::string_view raw_text() {
-        const std::uint8_t first = take();
-        switch (first) {
-            case 0xD9: return span(big_endian<1>());
-            case 0xDA: return span(big_endian<2>());
-            case 0xDB: return span(big_endian<4>());
-            default: return span(fixed(first, 0xA0, 0x1F));
-        }
     }
 
     const std::uint8_t* at_;

@@ -7,12 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from warmroute.core.index.contract import PrefixIndex
+from warmroute.core.index.native import NativeIndex
 from warmroute.core.index.reference import ReferenceIndex
 
 MakeIndex = Callable[..., PrefixIndex]
 
 IMPLEMENTATIONS: dict[str, MakeIndex] = {
     "reference": ReferenceIndex,
+    "native": NativeIndex,
 }
 
 

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from warmroute.config.tree import EventsConfig
-from warmroute.core.index.contract import ApplyReport
+from warmroute.core.index.contract import ApplyReport, PrefixIndex
 from warmroute.core.index.reference import ReferenceIndex
 from warmroute.core.stream_states import State
-from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStored
+from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from warmroute.core.wire.native import NATIVE
 from warmroute.service.ingest import Ingest, WorkerStream
 from warmroute.service.ports import EventAddress
 from warmroute.testing.events import FakeEventSource, encode_batch
-from warmroute.types import Trust, TrustState, WorkerId
+from warmroute.types import Medium, Trust, TrustState, WorkerId
+
+with suppress(ImportError):
+    from warmroute.core.index.native import NativeIndex
+if TYPE_CHECKING:
+    from warmroute.core.wire.native import NativeBatch
 
 WORKER = WorkerId(7)
 GOLDEN = Path(__file__).parent.parent / "golden" / "wire_by_version.jsonl"
@@ -31,13 +43,25 @@ def payload(number: int, ts: float | None = None) -> bytes:
     return encode_batch([stored(number)], ts=1000.0 + number if ts is None else ts)
 
 
+@pytest.fixture(autouse=True, params=["reference", "native"])
+def _index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with both indices: the native one takes arrays."""
+    if request.param == "native":
+        if not NATIVE:
+            pytest.skip("the native core is not built: `pip install -e .` builds it")
+        monkeypatch.setattr(Rig, "new_index", NativeIndex)
+
+
 class Rig:
-    def __init__(self, index: ReferenceIndex | None = None) -> None:
+    new_index: Callable[[int], PrefixIndex] = ReferenceIndex
+
+    def __init__(self, index: PrefixIndex | None = None) -> None:
         self.now = 100.0
         self.told: list[Trust] = []
-        self.index = index or ReferenceIndex(1000)
+        self.index = index or type(self).new_index(1000)
         self.source = FakeEventSource(EventAddress("tcp://engine:5557"))
         self.batches_told = 0
+        self.cleared_told = 0
         ingest = Ingest(
             index=self.index,
             config=EventsConfig(),
@@ -45,6 +69,7 @@ class Rig:
             wall_clock=lambda: 2000.0,
             on_trust=self._on_trust,
             on_applied=self._on_applied,
+            on_cleared=self._on_cleared,
         )
         self.stream = WorkerStream(WORKER, ingest)
         self.stream.start(self.source)
@@ -56,6 +81,10 @@ class Rig:
     def _on_applied(self, worker: WorkerId) -> None:
         assert worker == WORKER
         self.batches_told += 1
+
+    def _on_cleared(self, worker: WorkerId) -> None:
+        assert worker == WORKER
+        self.cleared_told += 1
 
     def synced(self, count: int = 0) -> Rig:
         self.source.connect()
@@ -232,6 +261,111 @@ def test_retiring_closes_the_source_and_frees_the_worker() -> None:
     rig.stream.retire()
     assert rig.index.sizes().copies == 0
     assert rig.stream.state is State.DEAD
+
+
+class ArraysTaken(ReferenceIndex):
+    """An index that takes arrays, and keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(1000)
+        self.batches: list[tuple[tuple[object, ...], ...]] = []
+        self.error: Exception | None = None
+
+    def add_batch(self, worker: WorkerId, batch: NativeBatch, report: ApplyReport) -> None:
+        assert worker == WORKER
+        self.batches.append(batch.to_python())
+        report.stored += 1
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native core is not built: `pip install -e .` builds it")
+class TestArrays:
+    def test_a_batch_is_applied_in_one_call(self) -> None:
+        index = ArraysTaken()
+        rig = Rig(index).synced()
+        rig.source.publish(0, encode_batch([stored(0), stored(1), BlockRemoved(block_hashes=(5,))], ts=1990.0))
+        (batch,) = index.batches
+        assert [event[0] for event in batch] == ["stored", "stored", "removed"]
+        counts = rig.stream.counts
+        assert (counts.batches, counts.events, counts.last_seq, counts.last_event_ts) == (1, 3, 0, 1990.0)
+        assert (counts.lag_s, counts.applied.stored, rig.batches_told, rig.cleared_told) == (10.0, 1, 1, 0)
+        assert rig.blocks == 0, "nothing went event by event"
+
+    def test_replays_and_repetitions_are_known_by_their_bytes(self) -> None:
+        index = ArraysTaken()
+        rig = Rig(index)
+        rig.source.connect()
+        rig.source.publish(1, payload(1))
+        rig.source.answer([(0, payload(0)), (1, payload(1))])
+        rig.source.publish(1, payload(1))
+        assert len(index.batches) == 2
+        assert rig.stream.counts.stream["duplicates"] == 1
+        rig.source.publish(0, payload(0, ts=5000.0))
+        assert rig.stream.counts.stream["restarts"] == 1
+
+    def test_what_is_declined_goes_event_by_event(self) -> None:
+        index = ArraysTaken()
+        rig = Rig(index).synced()
+        rig.source.publish(0, encode_batch([stored(0), stored(1, token_ids=(1,))], "array", release="vllm-0.9"))
+        assert (index.batches, rig.blocks) == ([], 1)
+        assert rig.stream.counts.rejected == {"token_count": 1}
+        rig.source.publish(1, encode_batch([AllBlocksCleared(), stored(0)], ts=2e9))
+        assert rig.trust is TrustState.LIVE
+        assert (len(index.batches), rig.cleared_told) == (1, 1)
+
+    def test_c10_a_batch_that_fails_costs_only_itself(self) -> None:
+        index = ArraysTaken()
+        rig = Rig(index).synced()
+        index.error = RuntimeError("a bug")
+        rig.source.publish(0, encode_batch([AllBlocksCleared(), stored(0)], ts=1e9))
+        assert rig.stream.counts.rejected == {"apply_failed": 1}
+        assert (rig.stream.counts.events, rig.cleared_told) == (0, 1)
+        assert rig.stream.trust.reason == "applying some event of batch 0 failed: RuntimeError: a bug"
+        assert rig.trust is TrustState.DEGRADED
+        index.error = None
+        rig.source.publish(1, encode_batch([stored(1)], ts=1e9 + 1))
+        assert (len(index.batches), rig.stream.counts.last_seq, rig.stream.state) == (2, 1, State.LIVE)
+
+
+names = st.sampled_from([1, 2, 3, 2**64 - 1, -5, b"digest"])
+stores = st.builds(
+    BlockStored,
+    block_hashes=st.tuples(names) | st.tuples(names, names) | st.just(()),
+    parent=st.none() | names,
+    token_ids=st.sampled_from([(), (1, 2), (7, 7), (1, 2, 7, 7)]),
+    block_size=st.just(2),
+    medium=st.sampled_from([Medium.GPU, Medium.CPU]),
+    group=st.integers(0, 1),
+    by_hash=st.booleans(),
+    sliding_window=st.sampled_from([None, None, 4]),
+    lora=st.sampled_from([None, None, "sql"]),
+)
+removals = st.builds(BlockRemoved, block_hashes=st.tuples(names), group=st.integers(0, 1))
+batches = st.lists(stores | stores | removals | st.just(AllBlocksCleared()), max_size=5)
+
+
+def dumped(index: PrefixIndex) -> tuple[object, object]:
+    """What is known of groups, and all blocks in whatever order."""
+    entries = list(index.dump())
+    return entries[:1] and entries[0].groups, {msgspec.structs.replace(entry, groups=()) for entry in entries}
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native core is not built: `pip install -e .` builds it")
+@given(published=st.lists(batches, max_size=6))
+def test_both_ways_to_the_index_are_equal(published: list[list[Event]]) -> None:
+    rigs = [Rig(ReferenceIndex(1000)).synced(), Rig(NativeIndex(1000)).synced()]
+    for seq, events in enumerate(published):
+        for rig in rigs:
+            rig.source.publish(seq, encode_batch(events, ts=2000.0 + seq))
+            rig.index.check()
+    slow, fast = rigs
+    assert fast.stream.counts == slow.stream.counts
+    assert fast.stream.trust == slow.stream.trust
+    assert fast.batches_told == slow.batches_told
+    assert (fast.cleared_told > 0) == (slow.cleared_told > 0), "once a batch is enough"
+    assert fast.index.worker_sizes(WORKER) == slow.index.worker_sizes(WORKER)
+    assert dumped(fast.index) == dumped(slow.index)
 
 
 RECORDS = [json.loads(line) for line in GOLDEN.read_text().splitlines()]

@@ -84,7 +84,7 @@ class Ingest:
 class ArrayIndex(PrefixIndex, Protocol):
     """An index that takes batches as the native decoder has read them."""
 
-    def apply_batch(self, worker: WorkerId, batch: NativeBatch, report: ApplyReport) -> None:
+    def add_batch(self, worker: WorkerId, batch: NativeBatch, report: ApplyReport) -> None:
         """Apply a batch's events to `worker`, in order, adding to `report`. Never raises because of what they say."""
         ...
 
@@ -260,7 +260,7 @@ class WorkerStream:
     def _apply_arrays(self, batch: Batch) -> tuple[str, str] | None:
         arrays = cast("ArrayIndex", self._arrays)  # nothing else is decoded natively
         try:
-            arrays.apply_batch(self.worker, cast("NativeBatch", batch), self.counts.applied)
+            arrays.add_batch(self.worker, cast("NativeBatch", batch), self.counts.applied)
         except Exception as error:  # A bug of ours in one batch must not cost the next.
             self.counts.rejected["apply_failed"] += 1
             return "some event", f"{type(error).__name__}: {error}"

@@ -93,7 +93,7 @@ class Membership:
                 tasks.create_task(self._watch(engine), name=f"watch {engine.endpoint.authority}")
 
     def engines(self) -> list[tuple[Endpoint, bool, str | None]]:
-        """Every configured engine, whether it answers, and if not, what is wrong: those never reached have no worker."""
+        """Every configured engine, whether it answers, and what is wrong if not; one never reached has no worker."""
         return [(engine.endpoint, bool(engine.up), None if engine.up else engine.problem) for engine in self._engines]
 
     def report_unreachable(self, endpoint: Endpoint) -> None:

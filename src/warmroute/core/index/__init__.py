@@ -1,6 +1,6 @@
 """The prefix index: which worker holds how much of a prompt's beginning.
 
-`contract` says what any implementation promises; `reference` is the slow, obviously right one.
+`contract` says what any implementation promises; `reference` is the slow, obviously right one, `native` the fast one.
 """
 
 from __future__ import annotations
@@ -8,9 +8,17 @@ from __future__ import annotations
 from warmroute.core.index.contract import PrefixIndex
 from warmroute.core.index.reference import ReferenceIndex
 
-__all__ = ["PrefixIndex", "make_index"]
+try:
+    from warmroute.core.index.native import NativeIndex
+except ImportError:
+    NATIVE = False
+else:
+    NATIVE = True
+"""Whether the native core is built: without it, indexes are slower and larger, and answer the same."""
+
+__all__ = ["NATIVE", "PrefixIndex", "make_index"]
 
 
 def make_index(orphan_blocks_max: int, blocks_max: int | None = None) -> PrefixIndex:
     """The fastest index there is here. `orphan_blocks_max`: per worker; `blocks_max`: copies in all, None: no limit."""
-    return ReferenceIndex(orphan_blocks_max, blocks_max)
+    return NativeIndex(orphan_blocks_max, blocks_max) if NATIVE else ReferenceIndex(orphan_blocks_max, blocks_max)

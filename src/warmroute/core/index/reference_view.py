@@ -80,9 +80,9 @@ class Groups:
         if before != (self.kind(place.group), self.sizes[place]):
             self._make_rules()
 
-    def kind(self, group: int) -> int | bool:
-        """The window of a sliding group; else whether it is a full one."""
-        return self.windows.get(group, group in self.full)
+    def kind(self, group: int) -> tuple[int | None, bool]:
+        """The window of a sliding group, and whether it is a full one."""
+        return self.windows.get(group), group in self.full
 
     def _make_rules(self) -> None:
         by_group = {group: self.size(group) for group in self.full or self.windows}
