@@ -171,6 +171,8 @@ class Index {
     bool limited() const noexcept { return blocks_max_.has_value(); }
 
     // index_store.cpp: what announcements do to records
+    std::size_t store_new(Worker& worker, const Stored& event, std::size_t start, Parent& parent, Record& record,
+                          Place place, Report& report);
     Record store_block(Worker& worker, Key key, const Claim* claim, const Record& parent, Place place, std::size_t more,
                        Report& report);
     void remove_block(Worker& worker, Key key, Place place, Report& report);

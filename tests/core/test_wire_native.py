@@ -225,11 +225,23 @@ def keyed(**fields: object) -> dict[str, object]:
         msgspec.Raw(b"\x94" + msgspec.msgpack.encode("BlockRemoved")),
         msgspec.Raw(b"\x82\xa4type\xacBlockRemoved\xa1\xff\x01"),
         msgspec.Raw(b"\x82\xa4type\xacBlockRemoved\x01\x01"),
+        msgspec.Raw(b"\x83\xa4type\xacBlockRemoved\xacblock_hashes\x90\xacblock_hashes\x91\x01"),
+        msgspec.Raw(b"\x83\xa4type\xacBlockRemoved\xacblock_hashes\x90\xa4type\xacBlockRemoved"),
+        ["BlockStored", [1], None, [1], 1, None, None, msgspec.Raw(b"\x82\xaacache_salt\xa1a\xaacache_salt\xa1b")],
         None,
     ],
 )
 def test_what_is_in_doubt_is_left_to_python(event: object) -> None:
     assert decode_natively(payload(event)) is None
+
+
+@pytest.mark.parametrize("lora", [None, "", "sql"])
+@pytest.mark.parametrize(
+    "first",
+    [[], ["sql"], ["sql", "sql"], [["sql", 3]], [["sql"], "sql"], [b"sql"], [""], ["x", "sql"], [[], "sql"], [3]],
+)
+def test_the_adapters_name_among_the_keys(lora: str | None, first: list[object]) -> None:
+    assert read_alike(payload(keyed(lora_name=lora, lora_id=7, extra_keys=[first, None], cache_salt="sql")))
 
 
 @pytest.mark.parametrize("depth", [0, 8, 30])
