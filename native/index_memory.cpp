@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <new>
 #include <utility>
@@ -22,7 +23,6 @@ namespace warmroute {
 namespace {
 
 constexpr std::size_t alignment = 64;
-constexpr std::size_t mapped_min = std::size_t{32} << 10;  // from here on, what rounding up to pages adds is little
 
 char* map(std::size_t bytes) {
     void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -45,6 +45,48 @@ char* map_aligned(std::size_t bytes) {
 
 }  // namespace
 
+// -- units
+
+// The first arena has small pages, so that a small index is small. All others have large ones, where the system has
+// them: a page that is touched for the first time costs the same time whatever its size, and so does one that the
+// processor must look up.
+void* Ledger::take_units(std::size_t count) {
+    if (count > arena_units) return map(count * unit_bytes);
+    const std::uint32_t wanted = run_of(count);
+    for (Arena& arena : arenas_) {
+        for (std::size_t at = 0; at + count <= arena_units; ++at) {
+            if ((arena.free >> at & wanted) != wanted) continue;
+            arena.free &= ~(wanted << at);
+            return arena.memory + at * unit_bytes;
+        }
+    }
+    arenas_.reserve(arenas_.size() + 1);
+    char* const memory = map_aligned(arena_bytes);
+    if (!arenas_.empty()) madvise(memory, arena_bytes, MADV_HUGEPAGE);
+    arenas_.push_back({memory, ~wanted});
+    return memory;
+}
+
+void Ledger::give_units(void* memory, std::size_t count) noexcept {
+    if (count > arena_units) {
+        munmap(memory, count * unit_bytes);
+        return;
+    }
+    char* const start = static_cast<char*>(memory);
+    const auto is_home = [&](const Arena& arena) { return start >= arena.memory && start < arena.memory + arena_bytes; };
+    const auto home = std::find_if(arenas_.begin(), arenas_.end(), is_home);
+    home->free |= run_of(count) << static_cast<std::size_t>(start - home->memory) / unit_bytes;
+    if (home->free != ~std::uint32_t{0}) {
+        madvise(memory, count * unit_bytes, MADV_DONTNEED);
+        return;
+    }
+    munmap(home->memory, arena_bytes);
+    *home = arenas_.back();
+    arenas_.pop_back();
+}
+
+// -- small arrays
+
 struct alignas(64) Ledger::Slab {
     std::size_t granules;  // per array
     std::uint32_t capacity;
@@ -58,15 +100,15 @@ struct alignas(64) Ledger::Slab {
 };
 
 Ledger::~Ledger() {
-    while (spares_ != nullptr) munmap(std::exchange(spares_, spares_->after), slab_bytes);
+    while (spares_ != nullptr) give_units(std::exchange(spares_, spares_->after), 1);
 }
 
 void* Ledger::take(std::size_t bytes) {
     void* memory = nullptr;
     if (WARMROUTE_SLABS && bytes <= small_max) {
         memory = take_small((bytes + granule - 1) / granule);
-    } else if (WARMROUTE_SLABS && bytes >= mapped_min) {
-        memory = map(bytes);
+    } else if (WARMROUTE_SLABS && bytes >= unit_bytes) {
+        memory = take_units(units(bytes));
     } else {
         memory = ::operator new(bytes, std::align_val_t{alignment});
     }
@@ -78,8 +120,8 @@ void Ledger::give(void* memory, std::size_t bytes) noexcept {
     bytes_ -= bytes;
     if (WARMROUTE_SLABS && bytes <= small_max) {
         give_small(memory);
-    } else if (WARMROUTE_SLABS && bytes >= mapped_min) {
-        munmap(memory, bytes);
+    } else if (WARMROUTE_SLABS && bytes >= unit_bytes) {
+        give_units(memory, units(bytes));
     } else {
         ::operator delete(memory, std::align_val_t{alignment});
     }
@@ -92,9 +134,9 @@ void* Ledger::take_small(std::size_t granules) {
             slab = std::exchange(spares_, spares_->after);
             --spare_count_;
         } else {
-            slab = reinterpret_cast<Slab*>(map_aligned(slab_bytes));
+            slab = static_cast<Slab*>(take_units(1));
         }
-        const std::size_t capacity = (slab_bytes - sizeof(Slab)) / ((granules == 0 ? 1 : granules) * granule);
+        const std::size_t capacity = (unit_bytes - sizeof(Slab)) / ((granules == 0 ? 1 : granules) * granule);
         *slab = {granules, static_cast<std::uint32_t>(capacity), 0, 0, nullptr, nullptr, nullptr};
         link(*slab);
     }
@@ -109,14 +151,14 @@ void* Ledger::take_small(std::size_t granules) {
 }
 
 void Ledger::give_small(void* memory) noexcept {
-    auto* const slab = reinterpret_cast<Slab*>(reinterpret_cast<std::uintptr_t>(memory) & ~(slab_bytes - 1));
+    auto* const slab = reinterpret_cast<Slab*>(reinterpret_cast<std::uintptr_t>(memory) & ~(unit_bytes - 1));
     *static_cast<void**>(memory) = slab->free;
     slab->free = memory;
     if (slab->used-- == slab->capacity) link(*slab);
     if (slab->used != 0) return;
     unlink(*slab);
     if (spare_count_ == spares_max) {
-        munmap(slab, slab_bytes);
+        give_units(slab, 1);
         return;
     }
     slab->after = std::exchange(spares_, slab);
