@@ -73,19 +73,16 @@ class ConsistentHash:
 
     Highest random weight (D. Thaler, C. Ravishankar, "Using name-based mappings to increase hit rates", IEEE/ACM ToN
     6(1), 1998), which spreads like a ring with endless virtual nodes; `consistent_hash` in smg and vllm-router is such
-    a ring over the session header. Without a session: the prompt's first block, and without that, at random.
+    a ring over the session header. Without a session: at random.
     """
 
     name: ClassVar[str] = "consistent_hash"
 
     def costs(self, candidates: Candidates) -> Sequence[float]:
         """A number that the key and the worker's name decide."""
-        if candidates.session is not None:
-            key = _number(candidates.session)
-        elif len(candidates.chain):
-            key = candidates.chain[0]
-        else:
+        if candidates.session is None:
             return RandomChoice().costs(candidates)
+        key = _number(candidates.session)
         return [mix(key ^ mix(worker.id + 1)) * 2.0**-64 for worker in candidates.workers]
 
 
