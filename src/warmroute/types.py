@@ -106,6 +106,8 @@ class Worker:
     trust: Trust = field(default=Trust(TrustState.BLIND, "not connected yet", 0.0))
     block_size: int | None = None
     """Tokens per block as the engine's metrics say: used only until its events have shown it."""
+    kv_tokens_max: int | None = None
+    """Tokens that its GPU cache has room for, as the engine's metrics say."""
     ready: bool = True
     """Whether requests may be sent here now (reachable, not draining)."""
 

@@ -18,6 +18,7 @@ import aiohttp
 import uvloop
 import zmq
 
+from warmroute.app.own_policy import load_policy
 from warmroute.config.tree import Config
 from warmroute.core.index import make_index
 from warmroute.core.router import Router
@@ -47,7 +48,8 @@ class Gateway:
     def __init__(self, config: Config, session: aiohttp.ClientSession, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         clock = time.monotonic
         self.config = config
-        self.router = Router(make_index(config.events.orphan_blocks_max), config.routing)
+        index, policy = make_index(config.events.orphan_blocks_max), load_policy(config.routing.policy)
+        self.router = Router(index, config.routing, policy, timer=time.perf_counter)
         sources = zmq_event_sources(context, config.events)
         self.following = Following(self.router, sources, config.events, clock, time.time)
         api = HttpEngineApi(session, config.membership.probe_timeout_s)

@@ -7,6 +7,7 @@ this). Types are checked before; ranges see values of the leaf's own type.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -80,12 +81,29 @@ def _check_path(path: str) -> None:
         raise ValueError("is no path")
 
 
-POLICIES: Final = ("warmroute", "round_robin", "least_loaded")
+POLICIES: Final = (
+    "warmroute",
+    "round_robin",
+    "random",
+    "least_loaded",
+    "power_of_two",
+    "consistent_hash",
+    "approximate",
+    "aibrix",
+    "dynamo",
+    "llm_d",
+)
 """The policies that are built in."""
 
 
+def _check_header(name: str) -> None:
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", name):
+        raise ValueError("is no lower-case header name")
+
+
 def _check_policy(policy: str) -> None:
-    if policy not in POLICIES:
+    module, _, name = policy.rpartition(":")
+    if policy not in POLICIES and not (module and name.isidentifier()):
         raise ValueError("is no policy")
 
 
@@ -122,7 +140,9 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "tokenizer.path": Form("the path of a folder", _check_path),
     "tokenizer.remote_endpoint": _URL,
     "tokenizer.timeout_s": _TIME,
-    "routing.policy": Form(f"one of {', '.join(POLICIES)}", _check_policy),
+    "routing.policy": Form(f"one of {', '.join(POLICIES)}, or MODULE:CLASS, or FILE.py:CLASS", _check_policy),
+    "routing.session_header": Form("a header name in lower case", _check_header),
+    "routing.policy_ms_max": Range(0, 1e6, above=True),
     "routing.prefill_tokens_per_s": _RATE,
     "routing.decode_tokens_per_s": _RATE,
     "routing.decode_weight": Range(0, 1e6),

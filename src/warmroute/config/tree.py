@@ -97,9 +97,15 @@ class RoutingConfig:
     """Choosing the worker."""
 
     policy: str = "warmroute"
-    """`warmroute` (least work left), `round_robin` or `least_loaded`."""
+    """`warmroute` (least work left), another that is built in, or your own as `MODULE:CLASS` or `FILE.py:CLASS`."""
+    policy_ms_max: float = 5.0
+    """A policy of your own that takes longer rests a hundred times as long; the default decides meanwhile."""
+    session_header: str = "x-session-id"
+    """Request header whose value the requests of one conversation share."""
+    overrides: bool = True
+    """Whether a request may name a built-in policy (`routing-strategy`) or a worker (`x-warmroute-pin`)."""
     prefill_tokens_per_s: float = 8000.0
-    """Prompt tokens an engine computes per second: what turns tokens into seconds."""
+    """Prompt tokens an engine computes per second, until its own answers have shown it."""
     decode_tokens_per_s: float = 40.0
     """Tokens per second of one running generation."""
     decode_weight: float = 1.0

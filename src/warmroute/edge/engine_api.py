@@ -23,6 +23,7 @@ ANSWER_BYTES_MAX = 8 * 1024 * 1024
 _WILDCARDS = frozenset({"*", "0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
 _PROCESS_START = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _BLOCK_SIZE = re.compile(rb'^vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"', re.MULTILINE)
+_GPU_BLOCKS = re.compile(rb'^vllm:cache_config_info\{[^}]*\bnum_gpu_blocks="(\d+)"', re.MULTILINE)
 
 
 class _Model(msgspec.Struct):
@@ -74,6 +75,7 @@ class HttpEngineApi:
             event_sources=None if sources is None else event_sources(sources, endpoint),
             version=_version(version),
             block_size=None if metrics is None else _block_size(metrics),
+            kv_tokens_max=None if metrics is None else _kv_tokens_max(metrics),
             process_start=None if metrics is None else _process_start(metrics),
         )
 
@@ -175,6 +177,11 @@ def _version(body: bytes | None) -> str | None:
 def _block_size(metrics: bytes) -> int | None:
     found = _BLOCK_SIZE.search(metrics)
     return int(found[1]) or None if found else None
+
+
+def _kv_tokens_max(metrics: bytes) -> int | None:
+    block_size, blocks = _block_size(metrics), _GPU_BLOCKS.search(metrics)
+    return block_size * int(blocks[1]) or None if block_size and blocks else None
 
 
 def _process_start(metrics: bytes) -> float | None:

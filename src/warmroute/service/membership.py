@@ -220,6 +220,7 @@ class Membership:
                 models=_since_first_seen(facts.models, before.get(worker)),
                 trust=trust,
                 block_size=facts.block_size,
+                kv_tokens_max=facts.kv_tokens_max,
                 ready=True,
             )
         for rank, worker in enumerate(engine.workers):

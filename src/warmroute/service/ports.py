@@ -85,6 +85,8 @@ class EngineFacts:
     version: str | None = None
     block_size: int | None = None
     """`vllm:cache_config_info`'s block size, if it is exported."""
+    kv_tokens_max: int | None = None
+    """Tokens that a rank's GPU cache has room for, by `vllm:cache_config_info`."""
     process_start: float | None = None
     """`process_start_time_seconds` of its metrics: another value means another process."""
 

@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
+from typing import TypedDict
 
 import msgspec
 
@@ -36,6 +37,18 @@ CHANGES_MODELS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 
 LocalReply = Callable[[str], Reply]
 """Answers a path below its prefix itself; gets the full path."""
+
+CANDIDATES_KEPT_MAX = 32
+"""Candidates that are kept of a decision for explanation: the chosen one and the cheapest."""
+
+
+class Hints(TypedDict, total=False):
+    """What a client may say in headers about where its request should go."""
+
+    session: str
+    policy: str
+    pinned: WorkerId
+
 
 _CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d+)')
 
@@ -109,6 +122,7 @@ class Routing:
         attempt.trail.status = status
         if _computed(status):
             self.router.prefilled(attempt.trail.decision, self._clock())
+            attempt.trail.decision.settle(CANDIDATES_KEPT_MAX)
 
     def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """Release what was booked, and note how it ended."""
@@ -119,7 +133,11 @@ class Routing:
         if outcome is Outcome.COMPLETE and trail.status == 200:
             self._acted(attempt.job, worker, tail)
         self.router.release(trail.decision, self._clock(), served=_computed(trail.status))
-        trail.decision.claims = ()  # kept for explanation: without the hashes of its whole prompt
+        trail.decision.claims = (
+            trail.decision.chain
+        ) = ()  # kept for explanation: without the hashes of its whole prompt
+        if not trail.decision.served:
+            trail.decision.settle(CANDIDATES_KEPT_MAX)
         self.tracking.outcomes[worker.name, outcome.value] += 1
         if outcome is Outcome.UNREACHABLE:
             self._membership.report_unreachable(worker.endpoint)
@@ -178,8 +196,27 @@ class Routing:
             cache_salt=request.cache_salt,
             skips_cache_read=request.skips_cache_read,
             streamed=request.stream,
+            **self._hints(head),
         )
         return Job(pick=pick, request_id=self._request_id(head), path=request.path, no_tokens_reason=no_tokens_reason)
+
+    def _hints(self, head: RequestHead) -> Hints:
+        """What the client's headers ask of the decision."""
+        config, hints = self.router.config, Hints()
+        if (session := head.header(config.session_header.encode())) is not None:
+            hints["session"] = session.decode("latin-1")
+        if config.overrides:
+            if (policy := head.header(b"routing-strategy")) is not None:
+                hints["policy"] = policy.decode("latin-1")
+            if (name := head.header(b"x-warmroute-pin")) is not None:
+                hints["pinned"] = self._worker_named(name.decode("latin-1"))
+        return hints
+
+    def _worker_named(self, name: str) -> WorkerId:
+        for worker in self._membership.fleet.workers:
+            if worker.name == name:
+                return worker.id
+        raise ClientError(400, f"x-warmroute-pin: there is no worker {name!r}; GET /workers lists them")
 
     def _attempt(self, job: Job) -> Attempt:
         decision = self.router.pick(job.pick, self._membership.fleet, self._clock())

@@ -7,6 +7,7 @@ is, whatever the end was; and it leaves a trail: counters for metrics, and the l
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -18,9 +19,6 @@ from warmroute.types import Endpoint
 
 DECISIONS_KEPT_MAX = 10_000
 """Decisions kept for explanation: minutes of a busy gateway."""
-
-CANDIDATES_KEPT_MAX = 400_000
-"""Candidates in all kept decisions: some tens of megabytes, so a fleet of a thousand keeps its last 400 decisions."""
 
 
 class Trail(msgspec.Struct):
@@ -57,7 +55,6 @@ class Tracking:
         self.refused: Counter[int] = Counter()
         """HTTP status -> requests that were read well and that nobody was to serve."""
         self._trails: OrderedDict[str, Trail] = OrderedDict()
-        self._candidates = 0
 
     def decided(self, trail: Trail) -> None:
         """A decision was made; a retry of the same request takes its place."""
@@ -68,11 +65,10 @@ class Tracking:
         else:
             self.prompt_tokens[name] += decision.prompt_tokens
             self.predicted_tokens[name] += decision.overlap_tokens
-        replaced = self._trails.pop(trail.request_id, None)
+        self._trails.pop(trail.request_id, None)
         self._trails[trail.request_id] = trail
-        self._candidates += len(decision.costs) - (len(replaced.decision.costs) if replaced is not None else 0)
-        while len(self._trails) > DECISIONS_KEPT_MAX or self._candidates > CANDIDATES_KEPT_MAX:
-            self._candidates -= len(self._trails.popitem(last=False)[1].decision.costs)
+        while len(self._trails) > DECISIONS_KEPT_MAX:
+            self._trails.popitem(last=False)
 
     def reported(self, trail: Trail, tokens: int) -> None:
         """The engine says how many prompt tokens it took from its cache."""
@@ -90,6 +86,10 @@ class Tracking:
     def trail(self, request_id: str) -> Trail | None:
         """What is known of a request, if it is among the last ones."""
         return self._trails.get(request_id)
+
+    def last(self, number: int) -> list[Trail]:
+        """The last decisions, the newest first."""
+        return list(islice(reversed(self._trails.values()), number))
 
     def forget_worker(self, name: str) -> None:
         """A worker left: its series end, so that a thousand rollouts leave no thousand series."""
