@@ -91,6 +91,8 @@ class ModelInfo:
     max_model_len: int | None = None
     created: int = 0
     owned_by: str = "vllm"
+    root: str | None = None
+    """Where its weights were loaded from, as the engine says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class Worker:
     trust: Trust = field(default=Trust(TrustState.BLIND, "not connected yet", 0.0))
     block_size: int | None = None
     """Tokens per block as the engine's metrics say: used only until its events have shown it."""
+    version: str | None = None
+    """Release of the engine, if it says."""
     ready: bool = True
     """Whether requests may be sent here now (reachable, not draining)."""
 

@@ -50,7 +50,7 @@ async def test_all_that_an_engine_says(session: aiohttp.ClientSession, serve: Se
         "/metrics": METRICS,
     }
     assert await facts_of(session, serve, pages) == EngineFacts(
-        models=(ModelInfo("base", None, 2048, 5), ModelInfo("sql", "base", None, 6)),
+        models=(ModelInfo("base", None, 2048, 5, root="/m"), ModelInfo("sql", "base", None, 6)),
         event_sources={0: EventAddress("tcp://127.0.0.1:5557", "tcp://127.0.0.1:5567", "kv")},
         version="0.32.0",
         block_size=32,

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from warmroute.config.tree import RoutingConfig
+from warmroute.core.adapters import Adapters
 from warmroute.core.hashing import prefix_hashes
 from warmroute.core.index.contract import PrefixIndex
 from warmroute.core.load import Lease, LoadTable
@@ -51,6 +52,10 @@ class PickRequest(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: TokenIds | None = None
     prompt_bytes: int = 0
     """Length of the request in bytes: stands in for the prompt's length where there are no token ids."""
+    further_prompts: tuple[TokenIds, ...] | None = ()
+    """The prompts after the first, which is what is routed by; None: there are some, and their tokens are not known."""
+    n: int = 1
+    """Answers to each prompt."""
     cache_salt: str | None = None
     skips_cache_read: bool = False
     """The engine will compute the whole prompt whatever it holds."""
@@ -60,6 +65,8 @@ class PickRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Workers not to be chosen: this request has failed there."""
     pinned: WorkerId | None = None
     """The only worker allowed."""
+    rank: int | None = None
+    """The only data-parallel rank allowed, on engines that have several."""
 
 
 class CandidateView(msgspec.Struct, frozen=True):
@@ -89,6 +96,8 @@ class Decision(msgspec.Struct):
     """Prompt tokens the chosen worker is predicted to take from its cache."""
     claimed_tokens: int
     """The part of `overlap_tokens` that rests on requests still under way there."""
+    predicted_tokens: int | None
+    """Cached prompt tokens the engine will report: those of its last prompt and answer. None: cannot be known."""
     lease: Lease
     claims: tuple[Claim, ...]
     candidates: Candidates
@@ -150,6 +159,7 @@ class Router:
         self.index = index
         self.load = LoadTable()
         self.speculation = Speculation()
+        self.adapters = Adapters()
         self.policy = policy or make_policy(config)
         self._config = config
         self._turn = 0
@@ -162,12 +172,19 @@ class Router:
         """
         workers = self._eligible(request, fleet)
         lora = fleet.lora(request.model)
-        chains = self._chains(request, lora, workers)
-        held = self._held(request, chains, now)
+        keys = self.adapters.keys(workers, lora)
+        chains = {key: self._chains(request, key, workers) for key in keys}
+        held = {
+            worker: entry
+            for key, users in keys.items()
+            for worker, entry in self._held(request, chains[key], now).items()
+            if worker in users
+        }
         candidates = self._candidates(request, workers, held, now)
         costs = tuple(self.policy.costs(candidates))
         chosen = self._cheapest(costs, candidates)
-        lease, claims = self._book(request, candidates, chosen, chains, now)
+        key = next(key for key, users in keys.items() if workers[chosen].id in users)
+        lease, claims = self._book(request, candidates, chosen, chains[key], now)
         entry = held.get(workers[chosen].id)
         return Decision(
             worker=workers[chosen],
@@ -177,6 +194,7 @@ class Router:
             overlap_blocks=entry.blocks if entry else 0,
             overlap_tokens=candidates.overlap_tokens[chosen],
             claimed_tokens=entry.claimed_tokens if entry else 0,
+            predicted_tokens=self._predicted(request, workers[chosen], candidates.overlap_tokens[chosen], key, now),
             lease=lease,
             claims=claims,
             candidates=candidates,
@@ -205,6 +223,8 @@ class Router:
 
     def applied(self, worker: WorkerId, now: float) -> None:
         """Events of `worker` were applied to the index: what they confirm need not be assumed any more."""
+        if self.index.prefix_sizes(worker) == ():  # claims made before it showed that a part alone is of no use
+            self.speculation.forget(worker)
         self.speculation.confirm(worker, self._is_confirmed, now)
 
     def forget(self, worker: WorkerId) -> None:
@@ -219,6 +239,8 @@ class Router:
         serving = fleet.workers if request.model is None else fleet.serving(request.model)
         if request.pinned is not None:
             serving = tuple(w for w in serving if w.id == request.pinned)
+        if request.rank is not None:
+            serving = tuple(w for w in serving if w.rank == request.rank or w.ranks == 1)
         workers = tuple(w for w in serving if w.ready and w.id not in request.exclude)
         if not workers:
             raise NoWorkerError(_why_none(request, serving))
@@ -247,6 +269,28 @@ class Router:
                 if worker not in held or held[worker].blocks * held[worker].block_size < entry.blocks * size:
                     held[worker] = entry
         return held
+
+    def _predicted(
+        self, request: PickRequest, worker: Worker, overlap_tokens: int, lora: str | None, now: float
+    ) -> int | None:
+        """What the engine will report: its last prompt's, and of several answers that of one that came second."""
+        if request.further_prompts is None:
+            return None
+        if request.token_ids is None or request.skips_cache_read or not (request.further_prompts or request.n > 1):
+            return overlap_tokens
+        prompts = (request.token_ids, *request.further_prompts)
+        last = request if len(prompts) == 1 else msgspec.structs.replace(request, token_ids=prompts[-1])
+        chains = self._chains(last, lora, (worker,))
+        held = self._held(last, chains, now).get(worker.id)
+        best = held.blocks * held.block_size if held else 0
+        usable = {size: (len(prompts[-1]) - 1) // size for size in chains}
+        if request.n > 1:  # the first answer's blocks are there before the second one is looked up
+            return max((size * blocks for size, blocks in usable.items()), default=best)
+        sizes = self.index.prefix_sizes(worker.id)
+        for size in chains if sizes is None else sizes:
+            earlier = (prefix_hashes(p, size, lora=lora, cache_salt=request.cache_salt) for p in prompts[:-1])
+            best = max(best, *(size * _shared(chains[size][: usable[size]], other) for other in earlier))
+        return best
 
     def _candidates(
         self, request: PickRequest, workers: tuple[Worker, ...], held: dict[WorkerId, _Held], now: float
@@ -314,6 +358,12 @@ class Router:
         if request.token_ids is None:
             return Reason.NO_TOKENS
         return Reason.OVERLAP if overlap_tokens else Reason.LOAD
+
+
+def _shared(prefixes: Sequence[PrefixHash], other: Sequence[PrefixHash]) -> int:
+    """How many leading blocks two prompts have in common."""
+    differing = (at for at, (a, b) in enumerate(zip(prefixes, other, strict=False)) if a != b)
+    return next(differing, min(len(prefixes), len(other)))
 
 
 def _why_none(request: PickRequest, serving: Sequence[Worker]) -> str:

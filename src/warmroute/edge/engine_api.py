@@ -28,6 +28,7 @@ _BLOCK_SIZE = re.compile(rb'^vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"',
 class _Model(msgspec.Struct):
     id: str
     parent: str | None = None
+    root: str | None = None
     max_model_len: int | None = None
     created: int = 0
     owned_by: str = "vllm"
@@ -99,7 +100,7 @@ class HttpEngineApi:
             raise EngineError(
                 f"{endpoint.url} answered /v1/models with no list of models ({error}); check the URL"
             ) from error
-        return tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by) for m in found)
+        return tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by, m.root) for m in found)
 
     async def _optional(self, endpoint: Endpoint, path: str) -> bytes | None:
         try:

@@ -43,6 +43,7 @@ class Following:
             on_trust=self._trusted,
             on_applied=self._applied,
             on_cleared=router.forget,
+            adapters=router.adapters,
         )
         self._names: dict[WorkerId, str] = {}
 
@@ -66,6 +67,7 @@ class Following:
         if stream is not None:
             stream.retire()
         self._router.index.drop(worker)
+        self._router.adapters.forget(worker)
         self._router.forget(worker)
         self.on_removed(self._names.pop(worker, ""))
 
