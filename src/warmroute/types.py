@@ -59,6 +59,8 @@ class Trust:
     state: TrustState
     reason: str
     since: float
+    belief: float = 1.0
+    """Share of what is predicted of the worker that came true lately, if its predictions fail; else 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,10 @@ class EngineConfig:
     """Number of data-parallel ranks; None: as the engine says, else 1."""
     events: bool = True
     """False: route to this engine by load only; its worker is BLIND."""
+    api_key: str | None = field(default=None, repr=False)
+    """Key this engine wants (`vllm serve --api-key`); None: membership.api_key. Never logged or shown."""
+    api_key_file: str | None = None
+    """File whose content is that key; read once, at start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +127,14 @@ class MembershipConfig:
     probe_timeout_s: float = 2.0
     """How long a probe may take."""
     retry_interval_s: float = 1.0
-    """Pause between two attempts to reach an engine that is down."""
+    """Pause between two attempts to reach an engine that is down, or whose last probe failed."""
+    failures_max: int = 3
+    """So many probes in a row must fail until an engine gets no more requests; one is enough if it refuses to be
+    connected to."""
+    api_key: str | None = field(default=None, repr=False)
+    """The key of engines that have none of their own. Never logged or shown."""
+    api_key_file: str | None = None
+    """File whose content is that key; read once, at start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,8 @@ class PickRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Workers not to be chosen: this request has failed there."""
     pinned: WorkerId | None = None
     """The only worker allowed."""
+    even_unready: bool = False
+    """Whether a worker will do that takes no generations now: to be woken, for one."""
     rank: int | None = None
     """The only data-parallel rank allowed, on engines that have several."""
 
@@ -241,7 +243,7 @@ class Router:
             serving = tuple(w for w in serving if w.id == request.pinned)
         if request.rank is not None:
             serving = tuple(w for w in serving if w.rank == request.rank or w.ranks == 1)
-        workers = tuple(w for w in serving if w.ready and w.id not in request.exclude)
+        workers = tuple(w for w in serving if (w.ready or request.even_unready) and w.id not in request.exclude)
         if not workers:
             raise NoWorkerError(_why_none(request, serving))
         return workers
@@ -317,7 +319,8 @@ class Router:
         """Tokens' worth of prefill that the overlap saves, as far as the worker's view is believed."""
         gpu, cpu, storage = held.by_medium
         worth = gpu + held.claimed + cpu * self._config.cpu_hit_worth + storage * self._config.storage_hit_worth
-        belief = self._config.degraded_belief if worker.trust.state is TrustState.DEGRADED else 1.0
+        trust = worker.trust
+        belief = min(trust.belief, self._config.degraded_belief) if trust.state is TrustState.DEGRADED else 1.0
         return worth * held.block_size * belief
 
     def _cheapest(self, costs: Sequence[float], candidates: Candidates) -> int:

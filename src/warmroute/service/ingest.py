@@ -150,6 +150,10 @@ class WorkerStream:
         """The engine is a new process, begun at `process_start` (Unix seconds), as its metrics say."""
         self._perform(self._stream.restarted(self._clock(), process_start))
 
+    def resync(self, reason: str) -> None:
+        """The view was found to be wrong: drop it, and rebuild it from a replay."""
+        self._perform(self._stream.resync(self._clock(), reason))
+
     def cleared_by_gateway(self) -> None:
         """A reset of the cache passed through the gateway: engines announce it only with their next step."""
         self._clear()
