@@ -92,9 +92,9 @@ def window(*requests: tuple[int, Bounds]) -> CounterWindow:
 
 def test_counters_are_held_against_the_sum_of_what_was_predicted() -> None:
     counters = window((1, Bounds(160, 160, 200)), (2, Bounds(0, 32, 100)))
-    assert counters.waiting
+    assert counters.due(2.0)
     assert counters.read(2.0, 1300, 660) == Evidence(160, 192, 160)
-    assert not counters.waiting
+    assert not counters.due(3.0)
     assert counters.read(4.0, 1300, 660) is None  # nothing happened
 
 
@@ -111,8 +111,8 @@ def test_a_request_across_a_reading_bounds_from_above_only() -> None:
 
 def test_what_ended_a_moment_ago_may_not_be_counted_yet() -> None:
     counters = window((1, Bounds(160, 160, 200)))
+    assert not counters.due(1.2)
     assert counters.read(1.2, 1000, 500) is None
-    assert counters.waiting
     counters.began(2, Bounds(16, 16, 50))
     counters.ended(2, 1.3, served=True)
     assert counters.read(3.0, 1250, 676) == Evidence(16, 176, 176)
@@ -124,12 +124,22 @@ def test_other_clients_are_seen_and_no_failure() -> None:
     assert window((1, Bounds(160, 160, 200))).read(2.0, 1200, 500) == Evidence(160, 160, 0)
 
 
+def test_a_reading_waits_until_more_lies_within_than_across() -> None:
+    counters = window((1, Bounds(160, 160, 200)))
+    for number in (2, 3):
+        counters.began(number, Bounds(160, 160, 200))
+    assert not counters.due(2.0)
+    counters.ended(2, 2.0, served=True)
+    assert not counters.due(2.1)
+    assert counters.due(2.6)
+
+
 def test_what_was_not_served_or_was_reported_is_not_owed() -> None:
     counters = CounterWindow()
     counters.read(0.0, 0, 0)
     counters.began(1, Bounds(160, 160, 200))
     counters.ended(1, 0.1, served=False)
-    assert not counters.waiting
+    assert not counters.due(1.0)
     counters.began(2, Bounds(160, 160, 200))
     counters.reported(2)
     counters.ended(2, 0.1, served=True)

@@ -102,9 +102,9 @@ def test_engines_that_report_nothing_are_judged_by_their_counters() -> None:
         stage.now += 1
         stage.trusts.began(ONE, number, Bounds(160, 160, 200))
         stage.trusts.ended(ONE, number, served=True, reported=False)
-        assert stage.trusts.wants_counters(ONE)
         queries += 200
         stage.now += 1
+        assert stage.trusts.wants_counters(ONE)
         stage.trusts.counted(ONE, CacheCounters(queries, hits), stage.now)
         assert not stage.trusts.wants_counters(ONE)
     assert stage.shown[-1].state is TrustState.DEGRADED

@@ -134,8 +134,7 @@ class CounterWindow:
     def __init__(self) -> None:
         self._read: tuple[float, float] | None = None
         self._requests: dict[int, _Counted] = {}
-        self.waiting = False
-        """Whether a request ended since the last reading."""
+        self._waiting = False
 
     def began(self, number: int, bounds: Bounds) -> None:
         """A request was sent."""
@@ -151,7 +150,22 @@ class CounterWindow:
             request.ended_at, request.served = now, served
             if self._read is None:  # before a first reading there is nothing to hold it against
                 del self._requests[number]
-            self.waiting = self.waiting or served
+            self._waiting = self._waiting or served
+
+    @property
+    def queries(self) -> float | None:
+        """Tokens looked up, as read last; None: not read yet."""
+        return None if self._read is None else self._read[0]
+
+    def due(self, now: float) -> bool:
+        """Whether a reading is worth its while: what it can be held against outweighs what lies across it."""
+        if self._read is None or not self._waiting:
+            return self._waiting
+        across, inside = 0, 0
+        for request in self._requests.values():
+            across += request.ended_at > now - SETTLED_S
+            inside += self._judgeable(request, now - SETTLED_S)
+        return inside >= max(1, across)
 
     def reported(self, number: int) -> None:
         """The engine has told of this one itself."""
@@ -164,16 +178,20 @@ class CounterWindow:
         before, self._read = self._read, (queries, hits)
         requests = self._requests.values()
         settled = asked_at - SETTLED_S
-        inside = [r.bounds.at_least for r in requests if r.inside and r.served and r.ended_at <= settled]
+        inside = [r.bounds.at_least for r in requests if self._judgeable(r, settled)]
         at_most = sum(r.bounds.at_most for r in requests)
         queried = [r.bounds.queried for r in requests]
         self._requests = {number: r for number, r in self._requests.items() if r.ended_at > settled}
         for request in self._requests.values():
             request.inside = False
-        self.waiting = any(r.ended_at < inf for r in self._requests.values())
+        self._waiting = False
         if before is None or not inside or queries < before[0] or hits < before[1]:
             return None  # the first reading, or of another process, or nothing happened in between
         counted, looked_up = int(hits - before[1]), queries - before[0]
         if None in queried or looked_up > sum(each or 0 for each in queried):
             at_most = max(at_most, counted)
         return Evidence(sum(inside), at_most, counted)
+
+    @staticmethod
+    def _judgeable(request: _Counted, settled: float) -> bool:
+        return request.inside and request.served and request.ended_at <= settled

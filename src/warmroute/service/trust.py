@@ -119,7 +119,7 @@ class Trusts:
     def wants_counters(self, worker: WorkerId) -> bool:
         """Whether anything happened there that only the engine's counters can tell of."""
         own = self.workers.get(worker)
-        return own is not None and own.counters.waiting
+        return own is not None and own.counters.due(self._clock())
 
     def counted(self, worker: WorkerId, counters: CacheCounters, asked_at: float) -> None:
         """The engine's counters, asked for at that time of our clock."""
