@@ -46,6 +46,9 @@ DEFAULTS = {
     "membership.probe_interval_s": 2.0,
     "membership.probe_timeout_s": 2.0,
     "membership.retry_interval_s": 1.0,
+    "membership.failures_max": 3,
+    "membership.api_key": None,
+    "membership.api_key_file": None,
     "log.level": "info",
 }
 ENGINE_DEFAULTS = {
@@ -55,6 +58,8 @@ ENGINE_DEFAULTS = {
     "topic": None,
     "data_parallel_size": None,
     "events": True,
+    "api_key": None,
+    "api_key_file": None,
 }
 ALL_LEAVES = [*LEAVES.values(), *ENGINE_LEAVES.values()]
 

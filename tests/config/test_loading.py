@@ -114,6 +114,8 @@ def test_an_engine_in_full() -> None:
         "topic": "kv",
         "data_parallel_size": 2,
         "events": False,
+        "api_key": "secret",
+        "api_key_file": None,
     }
     assert whole.keys() == ENGINE_LEAVES.keys()
     assert file({"engines": [whole]}).config.engines == (EngineConfig(**whole),)  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def test_reports_are_compared_with_predictions() -> None:
         tracking.reported(kept, tokens)
         assert kept.reported_tokens == tokens
     high = trail("b")
-    high.decision.overlap_tokens = 32
+    high.decision.predicted_tokens = 32
     tracking.reported(high, 16)
     worker = "10.0.0.1:8000"
     assert tracking.predictions == {(worker, "exact"): 1, (worker, "low"): 1, (worker, "high"): 1}

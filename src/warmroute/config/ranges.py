@@ -81,6 +81,12 @@ def _check_path(path: str) -> None:
         raise ValueError("is no path")
 
 
+def check_key(key: str) -> None:
+    """Raises ValueError if `key` cannot stand in a header."""
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError("is no key: it is empty, or has characters that no header may carry")
+
+
 POLICIES: Final = (
     "warmroute",
     "round_robin",
@@ -113,6 +119,8 @@ _PORT: Final = Range(1, PORT_MAX)
 _SHARE: Final = Range(0, 1)
 _RATE: Final = Range(0, 1e9, above=True)
 _URL: Final = Form("a URL http://HOST:PORT or https://HOST:PORT", parse_url)
+_KEY: Final = Form("a key without spaces, as it goes into a header", check_key)
+_FILE: Final = Form("the path of a file", _check_path)
 _ZMQ: Final = Form("a ZMQ address tcp://HOST:PORT or ipc://PATH to connect to", parse_zmq)
 
 RANGES: Final[Mapping[str, Range | Form]] = {
@@ -120,6 +128,8 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "engines[].events_endpoint": _ZMQ,
     "engines[].replay_endpoint": _ZMQ,
     "engines[].topic": Form(f"printable text of at most {TOPIC_BYTES_MAX} bytes", _check_topic),
+    "engines[].api_key": _KEY,
+    "engines[].api_key_file": _FILE,
     "engines[].data_parallel_size": Range(1, RANKS_MAX),
     "gateway.host": Form("an IP address or localhost", check_listen_host),
     "gateway.port": Range(0, PORT_MAX),
@@ -153,4 +163,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "membership.probe_interval_s": _TIME,
     "membership.probe_timeout_s": _TIME,
     "membership.retry_interval_s": _TIME,
+    "membership.failures_max": Range(1, 1000),
+    "membership.api_key": _KEY,
+    "membership.api_key_file": _FILE,
 }

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
 from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from warmroute.config.tree import RoutingConfig
+from warmroute.core.adapters import Adapters
 from warmroute.core.dice import Dice
 from warmroute.core.hashing import prefix_hash_array
 from warmroute.core.index.contract import PrefixIndex
+from warmroute.core.lanes import Held, Lanes
 from warmroute.core.load import Lease, LoadTable
 from warmroute.core.policies import Candidates, LeastWork, Policy, make_policy
 from warmroute.core.policies.guard import Guarded
 from warmroute.core.rates import RateTable
 from warmroute.core.speculation import Claim, Speculation
 from warmroute.errors import NoWorkerError
-from warmroute.types import Fleet, PrefixHash, TokenIds, TrustState, Worker, WorkerId
+from warmroute.types import Fleet, PrefixHash, TokenIds, Worker, WorkerId
 
 T = TypeVar("T")
 
@@ -61,6 +62,10 @@ class PickRequest(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: TokenIds | None = None
     prompt_bytes: int = 0
     """Length of the request in bytes: stands in for the prompt's length where there are no token ids."""
+    further_prompts: tuple[TokenIds, ...] | None = ()
+    """The prompts after the first, which is what is routed by; None: there are some, and their tokens are not known."""
+    n: int = 1
+    """Answers to each prompt."""
     cache_salt: str | None = None
     skips_cache_read: bool = False
     """The engine will compute the whole prompt whatever it holds."""
@@ -76,6 +81,10 @@ class PickRequest(msgspec.Struct, frozen=True, kw_only=True):
     """As vLLM has it: the lower, the earlier."""
     policy: str | None = None
     """Name of the policy for this request alone; None: the configured one."""
+    even_unready: bool = False
+    """Whether a worker will do that takes no generations now: to be woken, for one."""
+    rank: int | None = None
+    """The only data-parallel rank allowed, on engines that have several."""
 
 
 class CandidateView(msgspec.Struct, frozen=True):
@@ -111,6 +120,8 @@ class Decision(msgspec.Struct):
     """The part of `overlap_tokens` that rests on requests still under way there."""
     expected_s: float
     """Seconds from now to the first token that are expected of the chosen worker."""
+    predicted_tokens: int | None
+    """Cached prompt tokens the engine will report: those of its last prompt and answer. None: cannot be known."""
     lease: Lease
     claims: tuple[Claim, ...]
     chain: Sequence[PrefixHash]
@@ -168,32 +179,6 @@ class Decision(msgspec.Struct):
         self.left_out = n - len(kept)
 
 
-class Lanes:
-    """The workers of one fleet that could serve one model: what of them does not change from request to request."""
-
-    __slots__ = ("belief", "pick", "positions", "slots", "workers")
-
-    def __init__(self, workers: tuple[Worker, ...], load: LoadTable, degraded_belief: float) -> None:
-        self.workers = workers
-        self.positions = {worker.id: i for i, worker in enumerate(workers)}
-        self.slots = [load.slot(worker.id) for worker in workers]
-        self.pick = _picker(self.slots)
-        """Takes this model's entries out of a column of the load table."""
-        self.belief = [degraded_belief if w.trust.state is TrustState.DEGRADED else 1.0 for w in workers]
-
-
-class Held:
-    """What each candidate is thought to hold of one request, in tokens, in columns."""
-
-    __slots__ = ("claimed", "cpu", "overlap", "storage")
-
-    def __init__(self, n: int) -> None:
-        self.overlap = [0] * n
-        self.cpu = [0] * n
-        self.storage = [0] * n
-        self.claimed = [0] * n
-
-
 class Router:
     """Picks workers. Owns the load table and the claims; reads the index that ingestion fills.
 
@@ -221,6 +206,7 @@ class Router:
             self.policy = Guarded(policy, ours, config.policy_ms_max / 1e3, timer)
         self._others: dict[str, Policy] = {self.policy.name: self.policy}
         self._dice = Dice(seed)
+        self.adapters = Adapters()
         self._turn = 0
         self._fleet: Fleet | None = None
         self._lanes: dict[str | None, Lanes] = {}
@@ -233,13 +219,17 @@ class Router:
         """
         lanes = self._eligible(request, fleet)
         policy = self.policy if request.policy is None else self._named(request.policy)
-        chains = self._chains(request, fleet.lora(request.model), lanes)
-        held = self._held(request, chains, lanes, now)
-        candidates = self._candidates(request, chains, held, lanes, now)
+        keys = self.adapters.keys(lanes.positions, fleet.lora(request.model))
+        chains = {key: self._chains(request, key, lanes.workers) for key in keys}
+        held = Held(len(lanes.workers))
+        for key, users in keys.items():
+            self._hold(held, request, chains[key], users, now)
+        candidates = self._candidates(request, next(iter(chains.values())), held, lanes, now)
         costs = policy.costs(candidates)
         chosen = self._cheapest(costs, candidates)
         expected_s = candidates.first_token_s(chosen)
-        lease, claims = self._book(request, candidates, chosen, chains, now)
+        key = next(key for key, users in keys.items() if lanes.workers[chosen].id in users)
+        lease, claims = self._book(request, candidates, chosen, chains[key], now)
         if (remember := getattr(policy, "chosen", None)) is not None:
             remember(candidates, chosen)
         overlap, worker = held.overlap[chosen], lanes.workers[chosen]
@@ -252,6 +242,7 @@ class Router:
             overlap_tokens=overlap,
             claimed_tokens=held.claimed[chosen],
             expected_s=expected_s,
+            predicted_tokens=self._predicted(request, worker, overlap, key, now),
             lease=lease,
             claims=claims,
             chain=candidates.chain,
@@ -285,6 +276,8 @@ class Router:
 
     def applied(self, worker: WorkerId, now: float) -> None:
         """Events of `worker` were applied to the index: what they confirm need not be assumed any more."""
+        if self.index.prefix_sizes(worker) == ():  # claims made before it showed that a part alone is of no use
+            self.speculation.forget(worker)
         self.speculation.confirm(worker, self._is_confirmed, now)
 
     def forget(self, worker: WorkerId) -> None:
@@ -315,7 +308,9 @@ class Router:
         serving = fleet.workers if request.model is None else fleet.serving(request.model)
         if request.pinned is not None:
             serving = tuple(w for w in serving if w.id == request.pinned)
-        workers = tuple(w for w in serving if w.ready and w.id not in request.exclude)
+        if request.rank is not None:
+            serving = tuple(w for w in serving if w.rank == request.rank or w.ranks == 1)
+        workers = tuple(w for w in serving if (w.ready or request.even_unready) and w.id not in request.exclude)
         if not workers:
             raise NoWorkerError(_why_none(request, serving))
         lanes = Lanes(workers, self.load, self.config.degraded_belief)
@@ -323,47 +318,56 @@ class Router:
             self._lanes[request.model] = lanes
         return lanes
 
-    def _chains(self, request: PickRequest, lora: str | None, lanes: Lanes) -> Chains:
+    def _chains(self, request: PickRequest, lora: str | None, workers: Sequence[Worker]) -> Chains:
         """The request's PrefixHashes for each block size in use."""
         tokens = request.token_ids
         if tokens is None:
             return {}
-        sizes: Iterable[int] = self.index.block_sizes() or {w.block_size for w in lanes.workers if w.block_size}
+        sizes: Iterable[int] = self.index.block_sizes() or {w.block_size for w in workers if w.block_size}
         return {
             size: prefix_hash_array(tokens, size, lora=lora, cache_salt=request.cache_salt)
             for size in sizes or (BLOCK_SIZE,)
         }
 
-    def _held(self, request: PickRequest, chains: Chains, lanes: Lanes, now: float) -> Held:
-        held = Held(len(lanes.workers))
+    def _hold(
+        self, held: Held, request: PickRequest, chains: Chains, positions: Mapping[WorkerId, int], now: float
+    ) -> None:
+        """Note what the workers at `positions` hold of the request."""
         if request.skips_cache_read:
-            return held
+            return
         for size, chain in chains.items():
             usable = chain[: max(0, len(request.token_ids or ()) - 1) // size]  # the last token is always computed
             workers, blocks, by_medium = self.index.match_columns(usable, size)
-            self._confirmed(held, lanes, size, (workers, blocks, by_medium))
+            held.confirm(positions, size, (workers, blocks, by_medium))
             if not self.speculation.idle:
                 confirmed = dict(zip(workers, blocks, strict=True))
                 for worker, extra in self.speculation.extend(usable, confirmed, now).items():
-                    i = lanes.positions.get(worker)
+                    i = positions.get(worker)
                     tokens = (confirmed.get(worker, 0) + extra) * size
                     if i is not None and tokens > held.overlap[i]:
                         held.overlap[i], held.claimed[i] = tokens, extra * size
-        return held
 
-    def _confirmed(
-        self, held: Held, lanes: Lanes, size: int, columns: tuple[Sequence[int], Sequence[int], Sequence[int]]
-    ) -> None:
-        """What the events of each worker say, in tokens; of several block sizes, the one that gives the most counts."""
-        overlap, positions = held.overlap, lanes.positions
-        workers, blocks, by_medium = columns
-        on_gpu = sum(by_medium[::3]) == sum(blocks)
-        for n, (worker, count) in enumerate(zip(workers, blocks, strict=True)):
-            i = positions.get(WorkerId(worker))
-            if i is not None and overlap[i] < count * size:
-                overlap[i] = count * size
-                if not on_gpu:
-                    held.cpu[i], held.storage[i] = by_medium[3 * n + 1] * size, by_medium[3 * n + 2] * size
+    def _predicted(
+        self, request: PickRequest, worker: Worker, overlap_tokens: int, lora: str | None, now: float
+    ) -> int | None:
+        """What the engine will report: its last prompt's, and of several answers that of one that came second."""
+        if request.further_prompts is None:
+            return None
+        if request.token_ids is None or request.skips_cache_read or not (request.further_prompts or request.n > 1):
+            return overlap_tokens
+        prompts = (request.token_ids, *request.further_prompts)
+        last = request if len(prompts) == 1 else msgspec.structs.replace(request, token_ids=prompts[-1])
+        chains, held = self._chains(last, lora, (worker,)), Held(1)
+        self._hold(held, last, chains, {worker.id: 0}, now)
+        best = held.overlap[0]
+        usable = {size: (len(prompts[-1]) - 1) // size for size in chains}
+        if request.n > 1:  # the first answer's blocks are there before the second one is looked up
+            return max((size * blocks for size, blocks in usable.items()), default=best)
+        sizes = self.index.prefix_sizes(worker.id)
+        for size in chains if sizes is None else sizes:
+            earlier = (prefix_hash_array(p, size, lora=lora, cache_salt=request.cache_salt) for p in prompts[:-1])
+            best = max(best, *(size * _shared(chains[size][: usable[size]], other) for other in earlier))
+        return best
 
     def _candidates(self, request: PickRequest, chains: Chains, held: Held, lanes: Lanes, now: float) -> Candidates:
         tokens, load, pick = request.token_ids, self.load, lanes.pick
@@ -436,12 +440,10 @@ class Router:
         return Reason.OVERLAP if overlap_tokens else Reason.LOAD
 
 
-def _picker(slots: Sequence[int]) -> Callable[[list[T]], list[T]]:
-    first, n = slots[0], len(slots)
-    if list(slots) == list(range(first, first + n)):
-        return lambda column: column[first : first + n]
-    take = itemgetter(*slots)
-    return lambda column: list(take(column))
+def _shared(prefixes: Sequence[PrefixHash], other: Sequence[PrefixHash]) -> int:
+    """How many leading blocks two prompts have in common."""
+    differing = (at for at, (a, b) in enumerate(zip(prefixes, other, strict=False)) if a != b)
+    return next(differing, min(len(prefixes), len(other)))
 
 
 def _why_none(request: PickRequest, serving: Sequence[Worker]) -> str:

@@ -130,6 +130,10 @@ class Speculation:
         claim.end()
         self._drop(claim)
 
+    def unconfirmed(self, worker: WorkerId) -> int:
+        """How many requests `worker` has computed whose blocks it has not announced yet."""
+        return len(self._served.get(worker, ()))
+
     def forget(self, worker: WorkerId) -> None:
         """Nothing is assumed of `worker` any more: it was cleared, restarted or removed."""
         self._served.pop(worker, None)

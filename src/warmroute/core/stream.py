@@ -167,6 +167,19 @@ class Stream:
                 self._restart("the engine is a new process")
         return self._flush()
 
+    def resync(self, now: float, reason: str) -> list[Effect]:  # noqa: ARG002 - as above
+        """Somebody has found the view to be wrong: drop it, and rebuild it from a replay."""
+        if self.state is not State.DEAD and self._holds:
+            self._count("resyncs")
+            self._pending.clear()
+            self._tries = 0
+            if self.state is State.CONNECTING:
+                self._purge(reason, 0)
+                self._tell()
+            else:
+                self._start_over(reason, Cause.DOUBTED)
+        return self._flush()
+
     def tainted(self, reason: str, now: float) -> list[Effect]:  # noqa: ARG002 - as above
         """Something in an applied batch could not be applied: the view is incomplete from now on."""
         self._flaw = reason

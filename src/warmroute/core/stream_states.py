@@ -43,6 +43,7 @@ class Cause(enum.StrEnum):
     JUMPED = "jumped"
     RESTARTED = "restarted"
     OVERFLOWED = "overflowed"
+    DOUBTED = "doubted"
     REBUILT = "rebuilt"
     RETIRED = "retired"
 
@@ -53,12 +54,19 @@ _REPLAYS = {
     Cause.GAVE_UP: State.LIVE,
     Cause.RESTARTED: State.RESYNC,
     Cause.OVERFLOWED: State.RESYNC,
+    Cause.DOUBTED: State.RESYNC,
 }
 TRANSITIONS: Mapping[State, Mapping[Cause, State]] = MappingProxyType(
     {
         State.CONNECTING: {Cause.CONNECTED: State.REPLAYING, Cause.RETIRED: State.DEAD},
         State.REPLAYING: _REPLAYS | _ENDS,
-        State.LIVE: {Cause.JUMPED: State.GAP, Cause.RESTARTED: State.RESYNC, Cause.REBUILT: State.RESYNC} | _ENDS,
+        State.LIVE: {
+            Cause.JUMPED: State.GAP,
+            Cause.RESTARTED: State.RESYNC,
+            Cause.REBUILT: State.RESYNC,
+            Cause.DOUBTED: State.RESYNC,
+        }
+        | _ENDS,
         State.GAP: _REPLAYS | _ENDS,
         State.RESYNC: _REPLAYS | _ENDS,
         State.DEAD: {},
@@ -107,6 +115,7 @@ Counted: TypeAlias = Literal[
     "overflows",
     "replays",
     "replay_failures",
+    "resyncs",
 ]
 """`missed` batches were skipped by the live stream; `lost` ones (or those before the subscription) never came."""
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import aiohttp
 import msgspec
 
 from warmroute.errors import EngineError
-from warmroute.service.ports import EngineFacts, EventAddress
+from warmroute.service.ports import CacheCounters, EngineFacts, EventAddress, Health
 from warmroute.types import Endpoint, ModelInfo
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
@@ -22,6 +24,11 @@ ANSWER_BYTES_MAX = 8 * 1024 * 1024
 
 _WILDCARDS = frozenset({"*", "0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
 _PROCESS_START = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+_CACHE_COUNTER = re.compile(
+    rb"^vllm:(?:gpu_)?prefix_cache_(queries|hits)(?:_total)?(?:\{([^}]*)\})? ([0-9.eE+]+)$", re.MULTILINE
+)
+_AWAKE = re.compile(rb'^vllm:engine_sleep_state\{[^}]*\bsleep_state="awake"[^}]*\} ([0-9.]+)$', re.MULTILINE)
+_ENGINE_LABEL = re.compile(rb'\bengine="(\d+)"')
 _BLOCK_SIZE = re.compile(rb'^vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"', re.MULTILINE)
 _GPU_BLOCKS = re.compile(rb'^vllm:cache_config_info\{[^}]*\bnum_gpu_blocks="(\d+)"', re.MULTILINE)
 
@@ -29,6 +36,7 @@ _GPU_BLOCKS = re.compile(rb'^vllm:cache_config_info\{[^}]*\bnum_gpu_blocks="(\d+
 class _Model(msgspec.Struct):
     id: str
     parent: str | None = None
+    root: str | None = None
     max_model_len: int | None = None
     created: int = 0
     owned_by: str = "vllm"
@@ -58,8 +66,11 @@ _VERSION = msgspec.json.Decoder(_Version)
 class HttpEngineApi:
     """The port `EngineApi`, by HTTP. The session belongs to whoever made it."""
 
-    def __init__(self, session: aiohttp.ClientSession, timeout_s: float) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, timeout_s: float, keys: Mapping[Endpoint, str] = MappingProxyType({})
+    ) -> None:
         self._session = session
+        self._keys = keys
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def facts(self, endpoint: Endpoint) -> EngineFacts:
@@ -76,21 +87,32 @@ class HttpEngineApi:
             version=_version(version),
             block_size=None if metrics is None else _block_size(metrics),
             kv_tokens_max=None if metrics is None else _kv_tokens_max(metrics),
+            asleep=None if metrics is None else _asleep(metrics),
             process_start=None if metrics is None else _process_start(metrics),
         )
 
-    async def healthy(self, endpoint: Endpoint) -> bool:
-        """Whether `/health` answers 200."""
+    async def health(self, endpoint: Endpoint) -> Health:
+        """What `/health` answers."""
         try:
             status, _ = await self._get(endpoint, "/health")
-        except EngineError:
-            return False
-        return status == 200
+        except EngineError as error:
+            refused = isinstance(error.__cause__, aiohttp.ClientConnectorError)
+            return Health.REFUSED if refused else Health.FAILING
+        return Health.GOOD if status == 200 else Health.FAILING
+
+    async def cache_counters(self, endpoint: Endpoint) -> Mapping[int, CacheCounters]:
+        """The prefix cache's counters by data-parallel rank; empty if they cannot be had."""
+        metrics = await self._optional(endpoint, "/metrics")
+        return {} if metrics is None else cache_counters(metrics)
 
     async def _models(self, endpoint: Endpoint) -> tuple[ModelInfo, ...]:
         status, body = await self._get(endpoint, "/v1/models")
         if status in (401, 403):
-            raise EngineError(f"{endpoint.url} refuses /v1/models ({status}): it wants a key; start it without")
+            wants = "another key than it is configured with" if endpoint in self._keys else "a key"
+            raise EngineError(
+                f"{endpoint.url} refuses /v1/models ({status}): it wants {wants}; set engines[].api_key_file or "
+                "membership.api_key"
+            )
         if status != 200:
             raise EngineError(
                 f"{endpoint.url} answered /v1/models with {status}: it is starting, or no engine; check the URL"
@@ -101,7 +123,7 @@ class HttpEngineApi:
             raise EngineError(
                 f"{endpoint.url} answered /v1/models with no list of models ({error}); check the URL"
             ) from error
-        return tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by) for m in found)
+        return tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by, m.root) for m in found)
 
     async def _optional(self, endpoint: Endpoint, path: str) -> bytes | None:
         try:
@@ -111,9 +133,11 @@ class HttpEngineApi:
         return body if status == 200 else None
 
     async def _get(self, endpoint: Endpoint, path: str) -> tuple[int, bytes]:
+        key = self._keys.get(endpoint)
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
         try:
             async with self._session.get(
-                f"{endpoint.url}{path}", timeout=self._timeout, allow_redirects=False
+                f"{endpoint.url}{path}", headers=headers, timeout=self._timeout, allow_redirects=False
             ) as response:
                 body = await response.content.read(ANSWER_BYTES_MAX + 1)
                 while not response.content.at_eof() and len(body) <= ANSWER_BYTES_MAX:
@@ -167,6 +191,20 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def cache_counters(metrics: bytes) -> dict[int, CacheCounters]:
+    """The prefix cache's counters in an engine's metrics, by data-parallel rank."""
+    found: dict[int, dict[bytes, float]] = {}
+    for name, labels, value in _CACHE_COUNTER.findall(metrics):
+        rank = _ENGINE_LABEL.search(labels)
+        counted = found.setdefault(int(rank[1]) if rank else 0, {})
+        counted[name] = counted.get(name, 0.0) + float(value)
+    return {
+        rank: CacheCounters(counted[b"queries"], counted[b"hits"])
+        for rank, counted in found.items()
+        if len(counted) == 2
+    }
+
+
 def _version(body: bytes | None) -> str | None:
     try:
         return None if body is None else _VERSION.decode(body).version
@@ -182,6 +220,11 @@ def _block_size(metrics: bytes) -> int | None:
 def _kv_tokens_max(metrics: bytes) -> int | None:
     block_size, blocks = _block_size(metrics), _GPU_BLOCKS.search(metrics)
     return block_size * int(blocks[1]) or None if block_size and blocks else None
+
+
+def _asleep(metrics: bytes) -> bool | None:
+    found = _AWAKE.search(metrics)
+    return None if found is None else float(found[1]) == 0.0
 
 
 def _process_start(metrics: bytes) -> float | None:

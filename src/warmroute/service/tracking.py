@@ -29,6 +29,10 @@ class Trail(msgspec.Struct):
     no_tokens_reason: str | None
     outcome: Outcome | None = None
     status: int | None = None
+    number: int = 0
+    """Of this attempt, unique."""
+    removed_before: int = 0
+    """Blocks its worker had announced as removed when it was sent."""
     reported_tokens: int | None = None
     """Prompt tokens the engine says it took from its cache, where its answer says so."""
 
@@ -73,9 +77,9 @@ class Tracking:
     def reported(self, trail: Trail, tokens: int) -> None:
         """The engine says how many prompt tokens it took from its cache."""
         trail.reported_tokens = tokens
-        name, predicted = trail.decision.worker.name, trail.decision.overlap_tokens
+        name, predicted = trail.decision.worker.name, trail.decision.predicted_tokens
         self.reported_tokens[name] += tokens
-        if trail.no_tokens_reason is None:
+        if trail.no_tokens_reason is None and predicted is not None:
             result = "exact" if predicted == tokens else "high" if predicted > tokens else "low"
             self.predictions[name, result] += 1
 
@@ -106,6 +110,12 @@ class Job(msgspec.Struct, frozen=True):
     request_id: str
     path: str
     no_tokens_reason: str | None = None
+    plain: bool = True
+    """Whether the engine's report is of this one prompt and answer: not so of several."""
+    adapter: tuple[str | None, str | None] = (None, None)
+    """Name and path of the adapter that is loaded or unloaded."""
+    authorize: bool = True
+    """Whether the engine's key is to be added: the client sent none of its own."""
     retriable: bool = True
     """False if an engine may have acted on it although no answer came (an admin request)."""
 

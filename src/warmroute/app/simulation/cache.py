@@ -16,7 +16,17 @@ from collections.abc import Sequence
 class BlockCache:
     """Blocks of one engine. What changed is in `evicted`, `offloaded` and `host_evicted` until the owner takes it."""
 
-    __slots__ = ("_blocks", "_free", "capacity", "evicted", "host", "host_capacity", "host_evicted", "offloaded", "private")
+    __slots__ = (
+        "_blocks",
+        "_free",
+        "capacity",
+        "evicted",
+        "host",
+        "host_capacity",
+        "host_evicted",
+        "offloaded",
+        "private",
+    )
 
     def __init__(self, capacity: int, host_capacity: int = 0) -> None:
         self.capacity = capacity

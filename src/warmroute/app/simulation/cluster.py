@@ -234,4 +234,3 @@ def _worker(number: int, kv_tokens: int) -> Worker:
 
 def _numbers(chain: Any) -> list[int]:
     return chain.tolist() if isinstance(chain, memoryview) else list(chain)
-

@@ -68,7 +68,8 @@ class Work:
 
 class Engine:
     """The owner calls `arrive` and, at `ends_at`, `step_over`; then it takes what is in the lists `first`, `done` and
-    `events`."""
+    `events`.
+    """
 
     def __init__(self, profile: Profile, block_size: int, number: int = 0) -> None:
         self.number = number
@@ -170,7 +171,9 @@ class Engine:
         batch, profile, past = len(self._decoding), self.profile, now - self._begun_at
         first = profile.overhead_s + max(profile.weights_s, batch * profile.token_s) + self._context * profile.context_s
         half = profile.context_s * batch / 2
-        steps = past / first if half == 0 else (sqrt((first - half) ** 2 + 4 * half * past) - (first - half)) / (2 * half)
+        steps = (
+            past / first if half == 0 else (sqrt((first - half) ** 2 + 4 * half * past) - (first - half)) / (2 * half)
+        )
         whole = min(self._steps, max(1, ceil(steps)))
         if whole == self._steps:
             return False
@@ -240,8 +243,7 @@ class Engine:
             sequence.generated = 1
         sequence.decode_from = self._decode_steps
         sequence.finish_step = self._decode_steps + sequence.output_tokens - sequence.generated
-        if sequence.finish_step <= self._decode_steps:
-            sequence.finish_step = self._decode_steps
+        sequence.finish_step = max(self._decode_steps, sequence.finish_step)
         self._context += sequence.prompt_tokens
         heapq.heappush(self._decoding, (sequence.finish_step, sequence.number, sequence))
 

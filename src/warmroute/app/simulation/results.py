@@ -52,7 +52,7 @@ class Results:
     def __init__(self, scenario: Scenario) -> None:
         n = scenario.requests
         self.scenario = scenario
-        self.policy = (scenario.policy.name if scenario.policy else scenario.routing.policy)
+        self.policy = scenario.policy.name if scenario.policy else scenario.routing.policy
         self.refused = 0
         self.lost = 0
         self._from = int(n * scenario.warmup)

@@ -99,4 +99,3 @@ def rate_for(utilisation: float, workload: Workload, engines: Sequence[Profile],
     """Requests per second that keep the engines busy for that share of time, with perfect caches."""
     per_engine = {profile: 1.0 / demand(workload, profile, block_size).seconds_per_request for profile in set(engines)}
     return utilisation * sum(per_engine[profile] for profile in engines)
-

@@ -67,7 +67,10 @@ class _Api:
 
     @web.middleware
     async def _answer_in_form(self, request: web.Request, handler: _Endpoint) -> web.StreamResponse:
+        key = self._process.options.api_key
         try:
+            if key and request.path.startswith("/v1") and request.headers.get("Authorization") != f"Bearer {key}":
+                return _json({"error": "Unauthorized"}, 401)
             response = await handler(request)
         except Refusal as refusal:
             response = _json(refusal.body, refusal.status)
@@ -92,7 +95,10 @@ class _Api:
         wanted = generation(body, process, chat=chat, session_id=request.headers.get("X-Session-ID"))
         rank = self._rank(request)
         request_id = request.headers.get("X-Request-Id") or uuid.uuid4().hex
-        answer = Answer(body, wanted, chat=chat, request_id=request_id, now=process.time.now())
+        details = process.options.prompt_tokens_details
+        answer = Answer(body, wanted, chat=chat, request_id=request_id, now=process.time.now(), details=details)
+        if faults.happens("misreport_answers"):
+            answer.misreport()
         answer.named(body.model or process.options.model)
         tokens_left = faults.break_after_tokens if faults.happens("break_answers") else -1
         response = await self._open_stream(request, answer) if body.stream else None

@@ -58,6 +58,10 @@ class EngineOptions:
     """Seconds for a step in which running sequences get their next token."""
     jitter: float = 0.0
     """Share by which a step's time varies, either way."""
+    prompt_tokens_details: bool = True
+    """Whether answers say how many prompt tokens were cached (`vllm serve --enable-prompt-tokens-details`)."""
+    api_key: str = ""
+    """Key that paths below /v1 ask for, as with `vllm serve --api-key`; empty: none."""
     output_tokens: int = 64
     """Length of a chat answer whose request does not say."""
     seed: int = 0
@@ -88,6 +92,8 @@ class Faults:
 
     drop_batches: int = 0
     """Batches that subscribers miss; a replay has them."""
+    swallow_batches: int = 0
+    """Batches that are gone before they take a number: no gap shows it."""
     lose_batches: int = 0
     """Batches that take a number and are gone, from the replay as well."""
     garble_batches: int = 0
@@ -96,6 +102,8 @@ class Faults:
     """Batches with an additional event of an unknown kind."""
     silent_replays: int = 0
     """Replay requests that get no answer."""
+    misreport_answers: int = 0
+    """Answers that say that nothing was cached, whatever was."""
     refuse_requests: int = 0
     """Generation requests answered with 503."""
     break_answers: int = 0

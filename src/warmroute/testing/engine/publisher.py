@@ -59,6 +59,8 @@ class Publisher:
 
     def publish(self, ts: float, events: tuple[CacheEvent, ...]) -> None:
         """Send one step's events, unless a fault wants otherwise."""
+        if self._faults.happens("swallow_batches"):
+            return
         seq, self.next_seq = self.next_seq, self.next_seq + 1
         if self._faults.happens("lose_batches"):
             return
