@@ -46,10 +46,18 @@ class Run:
     """What can be replayed."""
     next_seq: int = 0
     unreadable: set[int] = field(default_factory=set)
-    """Batches that were published but say nothing."""
+    """Batches that nobody can read, the lost ones among them."""
+    lost: set[int] = field(default_factory=set)
+    """Batches that were never published."""
     cleared: int = 0
     """The first batch from which on everything is known without what came before."""
     died: float | None = None
+
+    def superseded(self, state: int) -> float | None:
+        """When something was published after which the cache was not in this state any more; None: not yet."""
+        later = (n for n in range(state + 1, len(self.states)) if n - 1 not in self.lost)
+        first = next(later, None)
+        return self.died if first is None else self.states[first][0]
 
 
 class ModelEngine:
@@ -114,6 +122,7 @@ class ModelEngine:
         if fault:
             run.unreadable.add(seq)
         if fault == "lose":
+            run.lost.add(seq)
             return
         payload = _GARBAGE if fault else self._encode(events)
         run.buffer.append((seq, payload))

@@ -78,7 +78,7 @@ class Judge:
         if verdict is None or verdict.changes != changes:
             verdict = self._verdict = self._find(changes, now)
         run, state = verdict.run, verdict.state
-        superseded = run.states[state + 1][0] if state + 1 < len(run.states) else run.died
+        superseded = run.superseded(state)
         if superseded is not None and not self._allowed(run, state, superseded, now):
             raise Violation(
                 "LIVE but stale",

@@ -101,8 +101,8 @@ class Link:
         for frames in arrived[:before]:
             self._deliver(frames)
         self._tell_disconnected()
-        late = arrived[before:]
-        if late:  # They were received, but the news are read first: of the break, and perhaps of the next connection.
+        late = arrived[before:] if self.engine.setup.replays else []
+        if late:  # More than the port allows: they were received, but the news are read first: of the break, and perhaps of the next connection.
             self._time.call_later(luck.choice((0.0, 1.0, 4.0)), lambda: [self._deliver(frames) for frames in late])
 
     def stall(self, seconds: float) -> None:
@@ -187,14 +187,7 @@ class Link:
         connection = self._connection
         # The subscription reaches the publisher a little later: what it publishes meanwhile is not for us.
         self._time.call_later(self._delay(), lambda: self._subscribe(connection))
-        if self._luck.random() < 0.9:
-            self._tell_connected()
-        else:  # Messages may be read before the news of the connection that they came on.
-            self._time.call_later(self._delay() * 2, lambda: self._tell_connected_late(connection))
-
-    def _tell_connected_late(self, connection: int) -> None:
-        if connection == self._connection:
-            self._tell_connected()
+        self._tell_connected()
 
     def _tell_connected(self) -> None:
         if self._sink is not None:

@@ -103,7 +103,7 @@ def _setup(luck: random.Random) -> Setup:
     return Setup(
         release=luck.choice(list(RELEASES)),
         replays=luck.random() < 0.8,
-        buffer_steps=luck.choice((0, 3, 10, 1000, 1000, 1000)),
+        buffer_steps=luck.choice((1, 3, 10, 1000, 1000, 1000)),
         blocks_max=luck.choice((6, 12, 24)),
         hwm=luck.choice((2, 10, 1000)),
         delay_s=luck.choice((0.001, 0.05, 1.0)),
