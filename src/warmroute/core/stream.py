@@ -7,7 +7,8 @@ Promises, held by a property test against a publisher that loses, repeats and re
 
 - Batches of one run of an engine are applied in order and at most once; between two purges, those of one run only.
 - The trust state is LIVE only if every batch of the run since its start (or since the cache was last cleared) has been
-  applied and every event in them could be read.
+  applied and every event in them could be read, up to the newest that is known to exist.
+- A silent engine is asked whether it has more, and is LIVE only as long as it answers (if its replay ever did).
 
 A run is recognised by its *anchor*: a replay after a reconnect or a gap starts one batch before the first missing one,
 and that batch must be the one that was applied. Sequence numbers alone cannot tell a run from the one after it.
@@ -16,6 +17,7 @@ and that batch must be the one that was applied. Sequence numbers alone cannot t
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from warmroute.config.tree import EventsConfig
@@ -42,11 +44,31 @@ NO_ENDPOINT = "no_endpoint"
 """The reason of a failed replay when the engine has no replay socket: asking again is useless."""
 PROBE_IDLE_S = 30.0
 """After so long a silence the engine is asked for what it has: a loss shows itself only with the next batch."""
+PROBE_FIRST_S = 1.0
+"""The first question after a connection: what was published while the subscription was on its way is not missed."""
 _TRIES_MAX = 3
-"""How often a hole is asked for again without any progress."""
+"""How often a hole is asked for again without any progress, and a view with a flaw rebuilt."""
 _REMEMBERED = 1024
 """How many applied batches are remembered by their marks, to tell a repetition from a restart."""
 _UNREADABLE_MARK = 0
+
+
+@dataclass(slots=True)
+class _Question:
+    """A replay under way."""
+
+    start: int
+    expected: int
+    """What the stream expected when it asked."""
+    at: float
+    rebuild: bool = False
+    """Whether the first reply is to replace a view that has a flaw."""
+    answered: bool = False
+
+    @property
+    def anchored(self) -> bool:
+        """Whether it asked for a batch that was applied: the reply shows whether it is of the same run."""
+        return self.start < self.expected
 
 
 class Stream:
@@ -69,22 +91,25 @@ class Stream:
         self._marks = array("Q", bytes(8 * _REMEMBERED))
         self._first_ts = self._last_ts = 0.0
         self._flaw: str | None = None
+        self._flawed_seq = -1
+        self._rebuilds_left = 0
         # The subscription.
         self._pending: dict[int, _Received] = {}
+        self._dropped = False
+        """Whether batches came since the last question that could not be kept."""
         self._live_seq, self._live_ts = -1, 0.0
         self._heard_at = 0.0
-        self._connected_implied = False
-        # The replay under way.
-        self._asked: int | None = None
-        self._asked_expected = 0
-        self._anchored = False
-        self._answered = False
+        self._probe_at = 0.0
+        self._doubt: str | None = None
+        # The replay under way, and those to come.
+        self._asked: _Question | None = None
         self._unverified = False
-        self._rebuilding = False
-        self._tries = 0
+        self._tries = self._tried_from = 0
         self._can_replay = True
+        self._has_replayed = False
         self._retry_at: float | None = None
         self._backoff_s = config.reconnect_backoff_s
+        self._now = 0.0
 
     def __repr__(self) -> str:
         return f"Stream({self.state}, {self.trust}, expected={self.expected}, pending={len(self._pending)})"
@@ -93,86 +118,95 @@ class Stream:
 
     def connected(self, now: float) -> list[Effect]:
         """The subscription is up: what is published from now on arrives."""
+        self._now = now
         if self.state is not State.DEAD:
-            if self.state is not State.CONNECTING and not self._connected_implied:
+            if self.state is not State.CONNECTING:
                 self._disconnect()
-            if self.state is State.CONNECTING:
-                self._connect(now)
-            self._connected_implied = False
+            self._connect()
         return self._flush()
 
-    def disconnected(self, now: float) -> list[Effect]:  # noqa: ARG002 - every input says when
+    def disconnected(self, now: float) -> list[Effect]:
         """The transport went away."""
+        self._now = now
         if self.state not in {State.CONNECTING, State.DEAD}:
             self._disconnect()
         return self._flush()
 
     def live(self, seq: int, batch: Batch, now: float) -> list[Effect]:
         """A published batch came."""
-        return self._heard(seq, batch, now)
+        self._now = now
+        return self._heard(seq, batch)
 
-    def replayed(self, seq: int, batch: Batch, now: float) -> list[Effect]:  # noqa: ARG002 - every input says when
+    def replayed(self, seq: int, batch: Batch, now: float) -> list[Effect]:
         """A replayed batch came."""
+        self._now = now
         return self._reply(seq, batch)
 
     def undecodable(self, seq: int | None, reason: str, now: float, *, replayed: bool = False) -> list[Effect]:
         """A message came whose payload (or, with `seq` None, whose frames) could not be read."""
+        self._now = now
         self._count("undecodable")
         if seq is None:
             return self._flush()
-        return self._reply(seq, reason) if replayed else self._heard(seq, reason, now)
+        return self._reply(seq, reason) if replayed else self._heard(seq, reason)
 
     def replay_ended(self, now: float) -> list[Effect]:
         """The replay's end marker came."""
-        if self._asked is not None:
-            anchored, answered, rebuilding = self._anchored, self._answered, self._rebuilding
+        self._now, question = now, self._asked
+        if question is not None:
             self._end_replay()
+            self._has_replayed = True
             self._backoff_s = self._config.reconnect_backoff_s
-            self._heard_at = now
-            if rebuilding or self.state is State.LIVE:
-                pass  # Nothing to rebuild from, or a probe that found nothing missing.
-            elif anchored and not answered:
+            if question.rebuild:
+                self._rebuilds_left = 0  # There is nothing to rebuild from.
+            elif question.anchored and not question.answered:
                 # The engine has never got as far as the anchor: it is another run, or it remembers nothing.
                 self._count("restarts")
-                self._start_over("the engine has no such batch any more", Cause.RESTARTED)
+                self._start_over("the engine has no such batch any more")
+            elif self.state is State.LIVE:
+                # What it proves was so when it was asked.
+                self._probe_at, self._doubt = max(self._heard_at, question.at) + PROBE_IDLE_S, None
             else:
+                self._probe_at = now + PROBE_FIRST_S
                 self._catch_up()
+            self._tell()
         return self._flush()
 
     def replay_failed(self, reason: str, now: float) -> list[Effect]:
         """The replay that was asked for cannot be had, or fell silent before its end."""
-        if self._asked is not None:
+        self._now, question = now, self._asked
+        if question is not None:
             self._count("replay_failures")
-            anchored, answered, live = self._anchored, self._answered, self.state is State.LIVE
-            rebuilding = self._rebuilding
             self._forget_replay()
-            if reason == NO_ENDPOINT:
-                self._can_replay = False
-            elif rebuilding or not live:
-                self._retry_at = now + self._backoff_s * (1 + self._stagger)
-                self._backoff_s = min(2 * self._backoff_s, self._config.reconnect_backoff_max_s)
-            if live:
-                self._heard_at = now
-            elif answered:
-                self._ask_again(f"replay: {reason}")
+            self._can_replay = self._can_replay and reason != NO_ENDPOINT
+            if self.state is not State.LIVE:
+                self._plan_rebuild()
+                if question.answered:
+                    self._ask_again(f"replay: {reason}")
+                else:
+                    self._do_without(question.anchored, f"no replay: {reason}")
+            elif question.rebuild:
+                self._plan_rebuild()
             else:
-                self._do_without(anchored, f"no replay: {reason}")
+                self._stay_unproven(question)
         return self._flush()
 
-    def restarted(self, now: float, process_start: float | None = None) -> list[Effect]:  # noqa: ARG002 - as above
+    def restarted(self, now: float, process_start: float | None = None) -> list[Effect]:
         """Somebody else saw that the engine is a new process, begun at `process_start` (Unix seconds, if known)."""
+        self._now = now
         if self.state is not State.DEAD and self._holds:
             seen = process_start is not None and self._first_ts >= process_start
             if not seen:
                 self._restart("the engine is a new process")
         return self._flush()
 
-    def resync(self, now: float, reason: str) -> list[Effect]:  # noqa: ARG002 - as above
+    def resync(self, now: float, reason: str) -> list[Effect]:
         """Somebody has found the view to be wrong: drop it, and rebuild it from a replay."""
+        self._now = now
         if self.state is not State.DEAD and self._holds:
             self._count("resyncs")
             self._pending.clear()
-            self._tries = 0
+            self._tries = self._tried_from = 0
             if self.state is State.CONNECTING:
                 self._purge(reason, 0)
                 self._tell()
@@ -180,22 +214,26 @@ class Stream:
                 self._start_over(reason, Cause.DOUBTED)
         return self._flush()
 
-    def tainted(self, reason: str, now: float) -> list[Effect]:  # noqa: ARG002 - as above
+    def tainted(self, reason: str, now: float) -> list[Effect]:
         """Something in an applied batch could not be applied: the view is incomplete from now on."""
-        self._flaw = reason
+        self._now = now
+        self._find_flaw(self.expected or 0, reason)
         self._tell()
         return self._flush()
 
     def tick(self, now: float) -> list[Effect]:
-        """Time passes. Due about once a second: rebuilds after failed replays, and probes a silent engine."""
-        if self.state is State.LIVE and self._asked is None:
+        """Time passes. Due about once a second: rebuilds a view that has a flaw, and probes a silent engine."""
+        self._now = now
+        if self.state is State.LIVE and self._asked is None and self._can_replay:
+            flawed = self._flaw is not None or self.expected is None
+            if flawed and self._retry_at is None and (self._rebuilds_left or self.expected is None):
+                self._rebuilds_left -= self.expected is not None
+                self._plan_rebuild()
             if self._retry_at is not None and now >= self._retry_at:
                 self._retry_at = None
-                if self._flaw is not None or self.expected is None:
-                    self._rebuilding = True
-                    self._ask(0)
-            elif self._can_replay and self.expected is not None and now - self._heard_at >= PROBE_IDLE_S:
-                self._heard_at = now
+                if flawed:
+                    self._ask(0, rebuild=True)
+            elif self.expected is not None and now >= self._probe_at:
                 self._ask(self._anchor())
         return self._flush()
 
@@ -209,33 +247,49 @@ class Stream:
 
     # Receiving.
 
-    def _heard(self, seq: int, received: _Received, now: float) -> list[Effect]:
-        if self.state is not State.DEAD:
-            if self.state is State.CONNECTING:  # The message overtook the news of the connection.
-                self._connect(now)
-                self._connected_implied = True
-            self._heard_at = now
+    def _heard(self, seq: int, received: _Received) -> list[Effect]:
+        if self.state is State.CONNECTING:
+            self._count("strays")  # Left over from a connection that is gone: a replay brings it, if it still matters.
+        elif self.state is not State.DEAD:
             self._receive(seq, received, live=True)
+            if self._doubt is not None and self.state is State.LIVE and self._asked is None:
+                self._ask(self._anchor())
             self._tell()
         return self._flush()
 
     def _reply(self, seq: int, received: _Received) -> list[Effect]:
-        if self._asked is not None:
-            if self._rebuilding:
-                self._rebuilding = False
-                self._move(Cause.REBUILT)
-                self._purge("rebuilt from a replay", 0)
-            first, self._answered = not self._answered, True
+        question = self._asked
+        if question is not None:
+            first, question.answered = not question.answered, True
+            if question.rebuild and not self._begin_rebuild(question, seq):
+                return self._flush()
             # The engine's buffer no longer reaches back to where the replay was to begin.
-            if first and seq > self._asked and self._is_hole(seq):
+            hole = first and seq > question.start and self._is_hole(seq, question)
+            if self.state is State.LIVE and (hole or self.expected is None or seq >= self.expected):
+                self._count("tails")
+                self._move(Cause.JUMPED)
+                self._tries = 0
+            if hole:
                 self._skip_to(seq, "the engine's replay buffer was too short")
             self._receive(seq, received, live=False)
             self._tell()
         return self._flush()
 
-    def _is_hole(self, seq: int) -> bool:
+    def _begin_rebuild(self, question: _Question, seq: int) -> bool:
+        """The replay begins with batch `seq`: replace the view, unless that would not make it better."""
+        question.rebuild = False
+        if self.expected is not None and seq and seq >= self._since:
+            self._rebuilds_left = 0
+            self._end_replay()
+            self._pending.clear()
+            return False
+        self._move(Cause.REBUILT)
+        self._purge("rebuilt from a replay", 0)
+        return True
+
+    def _is_hole(self, seq: int, question: _Question) -> bool:
         # Where an anchor was asked for and did not come, even the very next batch may be of another run.
-        return self.expected is None or seq > self.expected or (seq == self.expected and self._anchored)
+        return self.expected is None or seq > self.expected or (seq == self.expected and question.anchored)
 
     def _receive(self, seq: int, received: _Received, *, live: bool) -> None:
         known, mark = self._mark(seq), _mark_of(received)
@@ -259,6 +313,7 @@ class Stream:
             return
         if live:
             self._live_seq, self._live_ts = seq, ts
+            self._heard_at, self._probe_at = self._now, self._now + PROBE_IDLE_S
         self._accept(seq, received)
 
     def _accept(self, seq: int, received: _Received) -> None:
@@ -266,7 +321,7 @@ class Stream:
             self._join(seq, "nothing replayed what was published before")
         if seq == self.expected and not self._unverified:
             self._apply(seq, received)
-            if self._rebuilding:
+            if self._asked is not None and self._asked.rebuild:
                 self._hold(seq, received)
             else:
                 self._drain()
@@ -277,42 +332,42 @@ class Stream:
             self._count("missed", missed)
             self._move(Cause.JUMPED)
             self._tries = 0
-            if self._rebuilding:
+            if self._asked is not None and self._asked.rebuild:
                 self._retry_at = 0.0  # As soon as the gap is filled.
             self._abandon_replay()
             self._ask(self._anchor())
         self._hold(seq, received)
 
     def _hold(self, seq: int, received: _Received) -> None:
-        self._pending[seq] = received
-        if len(self._pending) <= self._config.pending_batches_max:
+        if len(self._pending) < self._config.pending_batches_max:
+            self._pending[seq] = received
             return
         self._count("overflows")
         if self.state is State.LIVE:  # A rebuild that cannot keep up; the view as it is stays.
             self._abandon_replay()
-            self._pending.clear()
-        elif self._tries < _TRIES_MAX:
-            self._tries += 1
-            self._pending.clear()
-            self._start_over("too many batches came while a replay was under way", Cause.OVERFLOWED)
         else:
-            self._abandon_replay()
-            self._give_up("the engine publishes faster than it replays")
+            self._dropped = True  # The next question brings it again.
 
     def _apply(self, seq: int, received: _Received) -> None:
         self.expected = seq + 1
         self._marks[seq % _REMEMBERED] = _mark_of(received)
         if isinstance(received, str):
-            self._flaw = f"batch {seq} could not be read: {received}"
+            self._find_flaw(seq, f"batch {seq} could not be read: {received}")
             return
         if seq == self._since:
             self._first_ts = received.ts
         self._last_ts = received.ts
         self._effects.append(Apply(seq, received))
         if received.rejected:
-            self._flaw = f"events of batch {seq} could not be read: {received.rejected[0].reason}"
+            self._find_flaw(seq, f"events of batch {seq} could not be read: {received.rejected[0].reason}")
         elif self._flaw is not None and received.has_clear:
             self._flaw = None
+
+    def _find_flaw(self, seq: int, flaw: str) -> None:
+        self._flaw = flaw
+        if seq > self._flawed_seq:  # Not one that a rebuild has met again.
+            self._flawed_seq = seq
+            self._rebuilds_left = _TRIES_MAX
 
     def _drain(self) -> None:
         while self._pending and self.expected is not None and not self._unverified:
@@ -323,9 +378,9 @@ class Stream:
 
     # Connecting, replaying, and starting over.
 
-    def _connect(self, now: float) -> None:
+    def _connect(self) -> None:
         self._move(Cause.CONNECTED)
-        self._heard_at = now
+        self._heard_at = self._now
         self._tries = 0
         if self.expected is None:
             self.expected = self._since = 0
@@ -338,24 +393,38 @@ class Stream:
         self._abandon_replay()
         self._pending.clear()
         self._live_seq = -1
-        self._connected_implied = False
+        self._doubt = None
         self._tell()
 
     def _anchor(self) -> int:
         """Where a replay must begin to show that it is of the run that was applied."""
         return self.expected - 1 if self.expected and self._holds else self.expected or 0
 
-    def _ask(self, start: int) -> None:
-        self._asked, self._asked_expected, self._answered = start, self.expected or 0, False
-        self._anchored = start < self._asked_expected
+    def _ask(self, start: int, *, rebuild: bool = False) -> None:
+        self._asked = _Question(start, self.expected or 0, self._now, rebuild)
+        self._dropped = False
         self._count("replays")
         self._effects.append(Replay(start))
 
     def _forget_replay(self) -> None:
-        self._asked, self._answered = None, False
-        if self._rebuilding:
-            self._rebuilding = False
+        if self._asked is not None and self._asked.rebuild:
             self._pending.clear()
+        self._asked = None
+
+    def _plan_rebuild(self) -> None:
+        self._retry_at = self._now + self._backoff_s * (1 + self._stagger)
+        self._backoff_s = min(2 * self._backoff_s, self._config.reconnect_backoff_max_s)
+
+    def _stay_unproven(self, probe: _Question) -> None:
+        """A probe has failed: unless the stream has gone on meanwhile, nobody knows what the engine holds now."""
+        self._probe_at = self._now + PROBE_IDLE_S
+        if self._has_replayed and self._heard_at <= probe.at:
+            self._doubt = "silent, and its replay does not answer any more"
+            self._probe_at = self._now + self._backoff_s
+            self._backoff_s = min(2 * self._backoff_s, self._config.reconnect_backoff_max_s)
+        else:
+            self._doubt = None
+        self._tell()
 
     def _abandon_replay(self) -> None:
         if self._asked is not None:
@@ -371,14 +440,14 @@ class Stream:
         self._pending = {seq: received for seq, received in self._pending.items() if seq >= (self.expected or 0)}
         self._unverified = False
         self._drain()
-        if self._pending:
+        if self._pending or self._dropped:
             self._ask_again("the replay had a hole")
         else:
             self._move(Cause.CAUGHT_UP)
-            self._tell()
 
     def _ask_again(self, why: str) -> None:
-        if (self.expected or 0) > self._asked_expected:
+        if (self.expected or 0) > self._tried_from:
+            self._tried_from = self.expected or 0
             self._tries = 0
         if self._tries < _TRIES_MAX and self._can_replay:
             self._tries += 1
@@ -402,13 +471,16 @@ class Stream:
         start = max(self._pending, default=None)
         while start is not None and start - 1 in self._pending:
             start -= 1
-        if start is None:
+        if start is None or (self._dropped and not self._can_replay):
             self._purge(why, None)
         else:
             self._skip_to(start, why)
             self._drain()
         self._pending.clear()
-        self._move(Cause.GAVE_UP)
+        if self._dropped and self.expected is not None:  # There are newer ones, as is known.
+            self._ask(self._anchor())
+        else:
+            self._move(Cause.GAVE_UP)
         self._tell()
 
     def _skip_to(self, seq: int, why: str) -> None:
@@ -422,20 +494,22 @@ class Stream:
         if lost:
             self._count("lost", lost)
         self.expected = self._since = seq
-        self._flaw = f"{lost or 'no'} batches lost: {why}" if seq else None
+        self._flaw = None
+        if seq:
+            self._find_flaw(seq, f"{lost or 'no'} batches lost: {why}")
 
     def _restart(self, reason: str) -> None:
         self._count("restarts")
         self._pending.clear()
-        self._live_seq = -1
-        self._tries = 0
+        self._live_seq = self._flawed_seq = -1
+        self._tries = self._tried_from = 0
         if self.state is State.CONNECTING:
             self._purge(reason, 0)
             self._tell()
         else:
-            self._start_over(reason, Cause.RESTARTED)
+            self._start_over(reason)
 
-    def _start_over(self, reason: str, cause: Cause) -> None:
+    def _start_over(self, reason: str, cause: Cause = Cause.RESTARTED) -> None:
         self._forget_replay()
         self._move(cause)
         self._purge(reason, 0)
@@ -447,7 +521,7 @@ class Stream:
             self._effects.append(Purge(reason))
         self.expected = expected
         self._since = expected or 0
-        self._flaw = None
+        self._flaw = self._doubt = None
         self._unverified = False
 
     # What is known, and saying so.
@@ -474,7 +548,8 @@ class Stream:
         if self.state is State.LIVE:
             if self.expected is None:
                 return TrustState.BLIND, "nothing published since the subscription, and no replay"
-            return (TrustState.LIVE, "in sync") if self._flaw is None else (TrustState.DEGRADED, self._flaw)
+            imperfect = self._flaw or self._doubt
+            return (TrustState.LIVE, "in sync") if imperfect is None else (TrustState.DEGRADED, imperfect)
         if self.state in {State.CONNECTING, State.DEAD}:
             return (TrustState.DEGRADED if self._holds else TrustState.BLIND), "disconnected"
         return TrustState.REPLAYING, {

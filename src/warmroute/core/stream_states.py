@@ -42,7 +42,6 @@ class Cause(enum.StrEnum):
     GAVE_UP = "gave up"
     JUMPED = "jumped"
     RESTARTED = "restarted"
-    OVERFLOWED = "overflowed"
     DOUBTED = "doubted"
     REBUILT = "rebuilt"
     RETIRED = "retired"
@@ -53,7 +52,6 @@ _REPLAYS = {
     Cause.CAUGHT_UP: State.LIVE,
     Cause.GAVE_UP: State.LIVE,
     Cause.RESTARTED: State.RESYNC,
-    Cause.OVERFLOWED: State.RESYNC,
     Cause.DOUBTED: State.RESYNC,
 }
 TRANSITIONS: Mapping[State, Mapping[Cause, State]] = MappingProxyType(
@@ -113,11 +111,15 @@ Counted: TypeAlias = Literal[
     "duplicates",
     "undecodable",
     "overflows",
+    "strays",
+    "tails",
     "replays",
     "replay_failures",
     "resyncs",
 ]
-"""`missed` batches were skipped by the live stream; `lost` ones (or those before the subscription) never came."""
+"""`missed` batches were skipped by the live stream; `lost` ones (or those before the subscription) never came.
+`strays` came outside a connection.
+`tails`: a silent engine was asked whether it had more, and it had."""
 
 
 class Count(msgspec.Struct, frozen=True, gc=False):

@@ -40,6 +40,8 @@ def decode_pub(frames: Sequence[Frame]) -> tuple[bytes, int, Frame]:
         raise WireError(
             "frame_count", f"a published message has 3 frames (topic, seq, payload), this has {len(frames)}"
         )
+    if frames[1] == END_SEQ:
+        raise WireError("bad_seq", "a published message is numbered as the end of a replay is")
     return bytes(frames[0]), _seq(frames[1]), frames[2]
 
 
