@@ -62,7 +62,7 @@ class _Api:
                 web.post("/faults", self._set_faults),
             ]
         )
-        if process.release.says_event_sources and process.options.events:
+        if process.release.says_event_sources:
             self.app.router.add_get("/kv_event_sources", self._event_sources)
 
     @web.middleware
