@@ -84,27 +84,31 @@ class Doctor:
         if http.engine is None:
             return report
         addresses = event_addresses(self._config, engine, endpoint, http.engine) if wanted else []
-        model = next((each for each in http.engine.models if each.parent is None), None)
-        streams = (self._stream(report, rank, len(addresses), each) for rank, each in enumerate(addresses))
+        model = next((each for each in report.models if each.parent is None), None)
+        streams = (self._stream(report, rank, each) for rank, each in enumerate(addresses))
         tokenizer, seen = await asyncio.gather(self._tokenizer(endpoint, model), asyncio.gather(*streams))
         return replace(report, tokenizer=tokenizer, streams=tuple(seen))
 
     # The event plane.
 
-    async def _stream(self, engine: EngineReport, rank: int, ranks: int, address: EventAddress | None) -> StreamFacts:
+    async def _stream(self, engine: EngineReport, rank: int, address: EventAddress | None) -> StreamFacts:
         if address is None:
             return StreamFacts(rank, None)
         publisher, replay = await asyncio.gather(self._peer(address.endpoint), self._peer(address.replay_endpoint))
         stream = StreamFacts(rank, address, publisher, replay)
         if publisher is None or not publisher.publishes:
             return stream
-        models = engine.http.engine.models if engine.http.engine else ()
-        block_size = engine.http.engine.block_size if engine.http.engine else None
-        worker = Worker(WorkerId(rank), engine.endpoint, rank=rank, ranks=ranks, models=models, block_size=block_size)
-        # What cannot answer a replay must not cost the wait for it; and whatever topic there is, is to be seen.
-        heard = replace(
-            address, topic="", replay_endpoint=address.replay_endpoint if replay and replay.replays else None
+        worker = Worker(
+            WorkerId(rank),
+            engine.endpoint,
+            rank=rank,
+            ranks=engine.http.ranks or 1,
+            models=engine.models,
+            block_size=engine.block_size,
         )
+        # What cannot answer a replay must not cost the wait for it; and whatever topic there is, is to be seen.
+        replays = replay is not None and replay.replays
+        heard = replace(address, topic="", replay_endpoint=address.replay_endpoint if replays else None)
         watch = Watch(worker, self._config.events, time.monotonic, time.time)
         try:
             watch.start(self._sources(heard))

@@ -35,9 +35,8 @@ def _problem(engine: EngineReport) -> Finding:
 
 
 def _serves(engine: EngineReport) -> Iterator[Finding]:
-    models = engine.http.engine.models if engine.http.engine else ()
-    names = ", ".join(model.id for model in models)
-    yield ok("answers", f"serves {names}") if models else finding("no_model", "its list of models is empty")
+    names = ", ".join(model.id for model in engine.models)
+    yield ok("answers", f"serves {names}") if names else finding("no_model", "its list of models is empty")
 
 
 def _release(engine: EngineReport) -> Iterator[Finding]:
@@ -56,10 +55,13 @@ def _release(engine: EngineReport) -> Iterator[Finding]:
 
 
 def _adapters(engine: EngineReport) -> Iterator[Finding]:
-    models = engine.http.engine.models if engine.http.engine else ()
-    adapters = [model.id for model in models if model.parent is not None]
-    if adapters and engine.http.software == "vllm" and () < engine.release < VLLM_NAMES_ADAPTERS:
+    adapters = [model.id for model in engine.models if model.parent is not None]
+    if adapters and _vllm_within(engine, OLDEST_WITH_EVENTS["vllm"], VLLM_NAMES_ADAPTERS):
         yield finding("lora_unnamed", f"it serves {', '.join(adapters)}")
+
+
+def _vllm_within(engine: EngineReport, since: tuple[int, ...], before: tuple[int, ...]) -> bool:
+    return engine.http.software == "vllm" and since <= engine.release < before
 
 
 def _caching(engine: EngineReport) -> Iterator[Finding]:
@@ -70,13 +72,13 @@ def _caching(engine: EngineReport) -> Iterator[Finding]:
     elif enabled is not None:
         yield ok("prefix_caching", "on")
     algorithm = engine.http.cache.get("prefix_caching_hash_algo")
-    if algorithm == "sha256" and engine.http.software == "vllm" and () < engine.release < VLLM_ENCODES_DIGESTS:
+    if algorithm == "sha256" and _vllm_within(engine, OLDEST_WITH_EVENTS["vllm"], VLLM_ENCODES_DIGESTS):
         remedy = with_arguments(engine, vllm="--prefix-caching-hash-algo builtin", sglang="")
         yield finding("hashes_unencodable", f"{algorithm} on release {engine.http.version}", remedy)
 
 
 def _block_size(engine: EngineReport) -> Iterator[Finding]:
-    announced = engine.http.engine.block_size if engine.http.engine else None
+    announced = engine.block_size
     seen = sorted({size for stream in engine.streams if stream.followed for size in stream.followed.block_sizes})
     sizes = ", ".join(map(str, seen))
     if seen == [1] or (announced == 1 and not seen):

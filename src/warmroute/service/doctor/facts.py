@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from warmroute.config.tree import EngineConfig
 from warmroute.service.ports import EngineFacts, EventAddress
-from warmroute.types import Endpoint, Trust
+from warmroute.types import Endpoint, ModelInfo, Trust
 
 Software: TypeAlias = Literal["vllm", "sglang"]
 
@@ -167,6 +167,16 @@ class EngineReport:
     def url(self) -> str:
         """Its base URL."""
         return self.endpoint.url
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """What it serves."""
+        return self.http.engine.models if self.http.engine else ()
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per block, as it announces them."""
+        return self.http.engine.block_size if self.http.engine else None
 
     @property
     def release(self) -> tuple[int, ...]:

@@ -66,4 +66,4 @@ def _says_algorithm(engine: EngineReport) -> bool:
 
 
 def _models(engine: EngineReport) -> set[str]:
-    return {model.id for model in engine.http.engine.models} if engine.http.engine else set()
+    return {model.id for model in engine.models}

@@ -29,15 +29,15 @@ def with_events(engine: EngineReport, *, buffer_steps: int | None = None) -> str
         prefix = f"VLLM_HOST_IP={engine.endpoint.host} "
         events |= {"endpoint": "tcp://*:0", "replay_endpoint": "tcp://*:0"}
     else:
-        port = _events_port(engine)
-        replay_port = port + max(REPLAY_DISTANCE_MIN, engine.http.ranks or 1)
+        port, replay_port = _ports(engine)
         events |= {"endpoint": f"tcp://*:{port}", "replay_endpoint": f"tcp://*:{replay_port}"}
     said = (engine.http.sources or {}).get(0)
     if said is not None and said.topic:
         events["topic"] = said.topic
     if buffer_steps is not None:
         events["buffer_steps"] = buffer_steps
-    return f"{prefix}{command(engine)} --kv-events-config '{json.dumps(events, separators=(',', ':'))}'"
+    launched = f"{prefix}{command(engine)} --kv-events-config '{json.dumps(events, separators=(',', ':'))}'"
+    return launched if _finds_ports(engine) else f"{launched}\n{_entry_with_ports(engine)}"
 
 
 def with_arguments(engine: EngineReport, *, vllm: str, sglang: str) -> str:
@@ -61,15 +61,32 @@ def _needs_ipv6(engine: EngineReport) -> bool:
     return ":" in engine.endpoint.host and engine.http.software == "vllm" and newer
 
 
-def _events_port(engine: EngineReport) -> int:
-    """The port rank 0 is to publish on: where the engine says it does, or where it is looked for."""
+def _ports(engine: EngineReport) -> tuple[int, int]:
+    """Rank 0's event and replay port: as the engine says, else as they are looked for, if they lie apart."""
     said = (engine.http.sources or {}).get(0)
     followed = engine.streams[0].address if engine.streams else None
-    for address in (said.endpoint if said else None, followed.endpoint if followed else None):
-        port = port_of(address)
-        if port:
-            return port
-    return DEFAULT_EVENTS_PORT
+    sources = [source for source in (said, followed) if source is not None]
+    events = next((port for each in sources if (port := port_of(each.endpoint))), DEFAULT_EVENTS_PORT)
+    replay = next((port for each in sources if (port := port_of(each.replay_endpoint))), None)
+    ranks = engine.http.ranks or 1
+    met = any(stream.replay is not None and stream.replay.publishes for stream in engine.streams)
+    apart = replay is not None and abs(replay - events) >= ranks and not met
+    return events, replay if replay is not None and apart else events + max(REPLAY_DISTANCE_MIN, ranks)
+
+
+def _finds_ports(engine: EngineReport) -> bool:
+    """Whether Warmroute will look where the engine is told to publish: it says so itself, or that is where it looks."""
+    if engine.http.software == "vllm" and engine.release >= VLLM_CHOSEN_PORTS:
+        return True  # /kv_event_sources came with the chosen ports
+    followed = engine.streams[0].address if engine.streams else None
+    looked_for = (port_of(followed.endpoint), port_of(followed.replay_endpoint)) if followed else (None, None)
+    return looked_for == _ports(engine)
+
+
+def _entry_with_ports(engine: EngineReport) -> str:
+    host = f"[{engine.endpoint.host}]" if ":" in engine.endpoint.host else engine.endpoint.host
+    events, replay = _ports(engine)
+    return engine_entry(engine, events_endpoint=f"tcp://{host}:{events}", replay_endpoint=f"tcp://{host}:{replay}")
 
 
 def port_of(address: str | None) -> int | None:

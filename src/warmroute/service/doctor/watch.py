@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from warmroute.config.tree import EventsConfig
 from warmroute.core.index import make_index
 from warmroute.core.router import PickRequest, Router
+from warmroute.core.stream_states import State
 from warmroute.core.wire import ReplayBatch, ReplayEnd, decode_replay
 from warmroute.errors import WireError
 from warmroute.service.doctor.facts import FollowedFacts
 from warmroute.service.ingest import Ingest, WorkerStream
 from warmroute.service.ports import EventSink, EventSource
-from warmroute.types import Fleet, ModelInfo, TokenIds, TrustState, Worker
+from warmroute.types import Fleet, ModelInfo, TokenIds, Worker
 
 Clock = Callable[[], float]
 
@@ -56,8 +57,8 @@ class Watch:
         self._stream.retire()
 
     async def settled(self, timeout_s: float) -> None:
-        """Return when the stream is believed or known to be incomplete, or when so much time has passed."""
-        await self._until(lambda: self._stream.trust.state in (TrustState.LIVE, TrustState.DEGRADED), timeout_s)
+        """Return when the stream has caught up or given that up, or when so much time has passed."""
+        await self._until(lambda: self._stream.state is State.LIVE, timeout_s)
 
     async def batches(self, more_than: int, timeout_s: float) -> int:
         """How many batches have been applied: more than so many, or what there is after so much time."""

@@ -39,7 +39,7 @@ class Answer:
         kind = "chat.completion" if chat else "text_completion"
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", "object": kind, "created": int(now)}
         self._choices = [_Choice() for _ in range(len(generation.prompts) * generation.copies)]
-        self._cached_tokens = 0
+        self._cached_tokens: int | None = 0
         self._finish = "length" if body.max_tokens or body.max_completion_tokens or not chat else "stop"
 
     def named(self, model: str) -> Answer:
@@ -120,5 +120,5 @@ class Answer:
             "prompt_tokens": prompt,
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
-            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
+            "prompt_tokens_details": None if self._cached_tokens is None else {"cached_tokens": self._cached_tokens},
         }

@@ -67,7 +67,10 @@ class _Api:
 
     @web.middleware
     async def _answer_in_form(self, request: web.Request, handler: _Endpoint) -> web.StreamResponse:
+        key = self._process.options.api_key
         try:
+            if key and request.path.startswith("/v1/"):
+                _demand(request, key)
             response = await handler(request)
         except Refusal as refusal:
             response = _json(refusal.body, refusal.status)
@@ -165,10 +168,11 @@ class _Api:
         return _json({"version": self._process.release.name})
 
     async def _event_sources(self, _: web.Request) -> web.Response:
+        binds = self._process.options.events_bind
         sources = {
             str(rank): {
-                "endpoint": f"tcp://*:{address.endpoint.rpartition(':')[2]}",
-                "replay_endpoint": f"tcp://*:{(address.replay_endpoint or '').rpartition(':')[2]}",
+                "endpoint": _anywhere(address.endpoint) if binds else address.endpoint,
+                "replay_endpoint": address.replay_endpoint and _anywhere(address.replay_endpoint),
                 "topic": address.topic,
             }
             for rank, address in enumerate(self._process.events)
@@ -211,11 +215,20 @@ class _Api:
         return _json(dataclasses.asdict(self._process.faults))
 
 
+def _anywhere(address: str) -> str:
+    return f"tcp://*:{address.rpartition(':')[2]}"
+
+
 async def _fields(request: web.Request) -> dict[str, Any]:
     try:
         return msgspec.json.decode(await request.read(), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(str(error)) from error
+
+
+def _demand(request: web.Request, key: str) -> None:
+    if request.headers.get("Authorization") != f"Bearer {key}":
+        raise web.HTTPUnauthorized
 
 
 def _echo_request_id(request: web.Request, response: web.StreamResponse) -> None:
