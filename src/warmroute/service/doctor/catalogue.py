@@ -101,6 +101,18 @@ CATALOGUE: dict[str, Entry] = {
         "Before 0.10.2 sha256 hashes are numbers too large for the event format: a batch that stores is lost.",
         "`--prefix-caching-hash-algo builtin`, or upgrade to 0.10.2.",
     ),
+    "keys_unpublished": Entry(
+        _W,
+        "Before 0.17 blocks of salted and multimodal prompts are published like those of plain text: a request with "
+        "the same text may be predicted as cached where it is not.",
+        "Upgrade to vLLM 0.17 or later.",
+    ),
+    "hashes_unchained": Entry(
+        _W,
+        "Before 0.5.6 a page's hash says nothing of what stands before it, so equal pages behind different beginnings "
+        "are taken for one: predictions can be wrong either way.",
+        "Upgrade to SGLang 0.5.6 or later.",
+    ),
     # Cache.
     "prefix_caching_off": Entry(
         _F, "The engine caches no prefixes: nothing can be warm there.", "vLLM: `--enable-prefix-caching`."

@@ -19,6 +19,8 @@ NEWEST_TRIED = {"vllm": (0, 33), "sglang": (0, 5, 23)}
 OLDEST_WITH_EVENTS = {"vllm": (0, 9), "sglang": (0, 4, 7)}
 VLLM_NAMES_ADAPTERS = (0, 14)
 VLLM_ENCODES_DIGESTS = (0, 10, 2)
+VLLM_PUBLISHES_KEYS = (0, 17)
+SGLANG_CHAINS_HASHES = (0, 5, 6)
 SKEW_S_MAX = 2.0
 """The clocks are compared by a header that counts whole seconds."""
 
@@ -54,10 +56,15 @@ def _release(engine: EngineReport) -> Iterator[Finding]:
         yield ok("version", said)
 
 
-def _adapters(engine: EngineReport) -> Iterator[Finding]:
+def _limits(engine: EngineReport) -> Iterator[Finding]:
+    """What the release itself cannot do."""
     adapters = [model.id for model in engine.models if model.parent is not None]
     if adapters and _vllm_within(engine, OLDEST_WITH_EVENTS["vllm"], VLLM_NAMES_ADAPTERS):
         yield finding("lora_unnamed", f"it serves {', '.join(adapters)}")
+    if _vllm_within(engine, OLDEST_WITH_EVENTS["vllm"], VLLM_PUBLISHES_KEYS):
+        yield finding("keys_unpublished", f"vLLM {engine.http.version}")
+    if engine.http.software == "sglang" and OLDEST_WITH_EVENTS["sglang"] <= engine.release < SGLANG_CHAINS_HASHES:
+        yield finding("hashes_unchained", f"SGLang {engine.http.version}")
 
 
 def _vllm_within(engine: EngineReport, since: tuple[int, ...], before: tuple[int, ...]) -> bool:
@@ -132,4 +139,4 @@ def _events(engine: EngineReport) -> Iterator[Finding]:
         yield from stream_checks.check_stream(engine, stream)
 
 
-CHECKS: tuple[Check, ...] = (_serves, _release, _adapters, _caching, _block_size, _clock, _tokenizer, _events)
+CHECKS: tuple[Check, ...] = (_serves, _release, _limits, _caching, _block_size, _clock, _tokenizer, _events)
