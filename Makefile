@@ -8,7 +8,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # A change of what the package is built from or depends on makes a new build; Python sources are used in place.
 NATIVE := CMakeLists.txt $(wildcard native/*)
 
-.PHONY: demo test test-fast lint format bench vllm clean help
+.PHONY: demo test test-fast lint format bench fuzz vllm clean help
 
 help:
 	@echo "make demo     three simulated engines, the gateway, traffic, and why each request went where it went"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-fast  the tests that need no real vLLM"
 	@echo "make lint     ruff, mypy --strict, import contracts"
 	@echo "make bench    benchmarks, beside the peers where they are installed"
+	@echo "make fuzz     100 million almost right bytes through the decoders of events"
 	@echo "make vllm     install real vLLM for CPU into its own environment (about 3 GB)"
 
 $(VENV)/.venv:
@@ -56,6 +57,9 @@ test-fast: $(VENV)/.dev
 bench: $(VENV)/.dev
 	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_http.sh
 	$(BIN)/python benchmarks/http/run.py
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python scripts/fuzz_wire.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

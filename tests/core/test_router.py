@@ -218,6 +218,19 @@ def test_slower_media_are_worth_less() -> None:
     assert rows["127.0.0.1:8000"].overlap_by_medium == {"CPU": 160}
 
 
+def test_t26_a_block_in_two_media_counts_once_at_the_fastest() -> None:
+    router, fleet, index = make(3)
+    prompt = tokens(10)
+    store(index, 0, prompt)
+    store(index, 0, prompt, Medium.CPU)
+    store(index, 1, prompt)
+    store(index, 2, prompt, Medium.CPU)
+    rows = {row.worker: row for row in router.pick(ask(prompt), fleet, 0.0).explain()}
+    both, gpu, cpu = (rows[f"127.0.0.1:800{n}"] for n in range(3))
+    assert (both.overlap_tokens, both.overlap_by_medium) == (160, {"GPU": 160})
+    assert both.cost == gpu.cost < cpu.cost
+
+
 def test_b22_an_adapter_matches_only_its_own_blocks() -> None:
     router, fleet, index = make(2)
     prompt = tokens(10)

@@ -9,18 +9,25 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+import time
 from collections.abc import Mapping
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 
 import aiohttp
 import msgspec
 
 from warmroute.errors import EngineError
+from warmroute.service.doctor.facts import HttpFacts
+from warmroute.service.doctor.pages import read_pages
 from warmroute.service.ports import CacheCounters, EngineFacts, EventAddress, Health
 from warmroute.types import Endpoint, ModelInfo
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 """Longer answers are refused: the metrics of a big engine have some 100 kB."""
+COMPLETION_TIMEOUT = aiohttp.ClientTimeout(total=60.0)
+"""For one token on an engine that may have a queue."""
 
 _WILDCARDS = frozenset({"*", "0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
 _PROCESS_START = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
@@ -105,25 +112,64 @@ class HttpEngineApi:
         metrics = await self._optional(endpoint, "/metrics")
         return {} if metrics is None else cache_counters(metrics)
 
+    async def inspect(self, endpoint: Endpoint) -> HttpFacts:
+        """Everything it says that tells right setups from wrong ones. Never raises."""
+        try:
+            health, _, skew_s = await self._fetch(endpoint, "/health")
+        except EngineError as error:
+            return HttpFacts(str(error), "unreachable")
+        try:
+            status, body = await self._get(endpoint, "/v1/models")
+        except EngineError as error:
+            return HttpFacts(str(error), "not_ready")
+        if problem := self._problem(endpoint, health, status, body):
+            return HttpFacts(problem[1], problem[0])
+        try:
+            facts = await self.facts(endpoint)
+        except EngineError as error:
+            return HttpFacts(str(error), "not_ready")
+        paths = ("/kv_event_sources", "/metrics", "/server_info?config_format=json", "/get_server_info")
+        sources, metrics, *infos = await asyncio.gather(*(self._optional(endpoint, path) for path in paths))
+        return replace(read_pages(facts, sources, metrics, infos), skew_s=skew_s)
+
+    async def complete(self, endpoint: Endpoint, body: bytes, rank: int | None = None) -> tuple[int, bytes]:
+        """Have a completion made, by one data-parallel rank if there are several. Raises EngineError."""
+        pin = {} if rank is None else {"x-data-parallel-rank": str(rank)}
+        key = self._keys.get(endpoint)
+        headers = {"content-type": "application/json", **pin} | ({"authorization": f"Bearer {key}"} if key else {})
+        try:
+            async with self._session.post(
+                f"{endpoint.url}/v1/completions", data=body, headers=headers, timeout=COMPLETION_TIMEOUT
+            ) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineError(f"{endpoint.url} did not answer a completion: {error!r}") from error
+
     async def _models(self, endpoint: Endpoint) -> tuple[ModelInfo, ...]:
         status, body = await self._get(endpoint, "/v1/models")
+        problem = self._problem(endpoint, 200, status, body)
+        if problem is not None:
+            raise EngineError(problem[1])
+        found = _MODELS.decode(body).data
+        return tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by, m.root) for m in found)
+
+    def _problem(self, endpoint: Endpoint, health: int, status: int, models: bytes) -> tuple[str, str] | None:
+        """Why an engine cannot be used: a code and a sentence; None if it can."""
+        url = endpoint.url
         if status in (401, 403):
             wants = "another key than it is configured with" if endpoint in self._keys else "a key"
-            raise EngineError(
-                f"{endpoint.url} refuses /v1/models ({status}): it wants {wants}; set engines[].api_key_file or "
-                "membership.api_key"
-            )
+            remedy = "set engines[].api_key_file or membership.api_key"
+            return "api_key", f"{url} refuses /v1/models ({status}): it wants {wants}; {remedy}"
+        if health != 200 and status == 200:
+            return "not_ready", f"{url}/health answered {health}"
         if status != 200:
-            raise EngineError(
-                f"{endpoint.url} answered /v1/models with {status}: it is starting, or no engine; check the URL"
-            )
+            code = "not_ready" if status >= 500 else "no_engine"
+            return code, f"{url} answered /v1/models with {status}: it is starting, or no engine; check the URL"
         try:
-            found = _MODELS.decode(body).data
+            _MODELS.decode(models)
         except msgspec.DecodeError as error:
-            raise EngineError(
-                f"{endpoint.url} answered /v1/models with no list of models ({error}); check the URL"
-            ) from error
-        return tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by, m.root) for m in found)
+            return "no_engine", f"{url} answered /v1/models with no list of models ({error}); check the URL"
+        return None
 
     async def _optional(self, endpoint: Endpoint, path: str) -> bytes | None:
         try:
@@ -133,8 +179,14 @@ class HttpEngineApi:
         return body if status == 200 else None
 
     async def _get(self, endpoint: Endpoint, path: str) -> tuple[int, bytes]:
+        status, body, _ = await self._fetch(endpoint, path)
+        return status, body
+
+    async def _fetch(self, endpoint: Endpoint, path: str) -> tuple[int, bytes, float | None]:
+        """Status, body, and how far the engine's clock is ahead of ours, if it says what time it is."""
         key = self._keys.get(endpoint)
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        asked = time.time()
         try:
             async with self._session.get(
                 f"{endpoint.url}{path}", headers=headers, timeout=self._timeout, allow_redirects=False
@@ -150,7 +202,7 @@ class HttpEngineApi:
             ) from error
         if len(body) > ANSWER_BYTES_MAX:
             raise EngineError(f"{endpoint.url}{path} answered more than {ANSWER_BYTES_MAX} bytes; check the URL")
-        return response.status, body
+        return response.status, body, _skew_s(response.headers.get("date"), asked, time.time())
 
 
 def event_sources(body: bytes, endpoint: Endpoint) -> dict[int, EventAddress] | None:
@@ -231,5 +283,16 @@ def _process_start(metrics: bytes) -> float | None:
     found = _PROCESS_START.search(metrics)
     try:
         return float(found[1]) if found else None
+    except ValueError:
+        return None
+
+
+# For the doctor.
+
+
+def _skew_s(date: str | None, asked: float, answered: float) -> float | None:
+    """The header counts whole seconds, so it means half a second more on average."""
+    try:
+        return None if date is None else parsedate_to_datetime(date).timestamp() + 0.5 - (asked + answered) / 2
     except ValueError:
         return None

@@ -62,7 +62,7 @@ class _Api:
                 web.post("/faults", self._set_faults),
             ]
         )
-        if process.release.says_event_sources and process.options.events:
+        if process.release.says_event_sources:
             self.app.router.add_get("/kv_event_sources", self._event_sources)
 
     @web.middleware
@@ -171,10 +171,11 @@ class _Api:
         return _json({"version": self._process.release.name})
 
     async def _event_sources(self, _: web.Request) -> web.Response:
+        binds = self._process.options.events_bind
         sources = {
             str(rank): {
-                "endpoint": f"tcp://*:{address.endpoint.rpartition(':')[2]}",
-                "replay_endpoint": f"tcp://*:{(address.replay_endpoint or '').rpartition(':')[2]}",
+                "endpoint": _anywhere(address.endpoint) if binds else address.endpoint,
+                "replay_endpoint": address.replay_endpoint and _anywhere(address.replay_endpoint),
                 "topic": address.topic,
             }
             for rank, address in enumerate(self._process.events)
@@ -215,6 +216,10 @@ class _Api:
         for name, value in wanted.items():
             setattr(self._process.faults, name, value)
         return _json(dataclasses.asdict(self._process.faults))
+
+
+def _anywhere(address: str) -> str:
+    return f"tcp://*:{address.rpartition(':')[2]}"
 
 
 async def _fields(request: web.Request) -> dict[str, Any]:

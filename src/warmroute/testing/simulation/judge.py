@@ -136,7 +136,9 @@ class Judge:
         view: Held = {}
         runs = self._engine.runs
         for entry in self._index.dump(self._worker):
-            path = next((run.cache.paths[entry.block_hash] for run in runs if entry.block_hash in run.cache.paths), None)
+            path = next(
+                (run.cache.paths[entry.block_hash] for run in runs if entry.block_hash in run.cache.paths), None
+            )
             if path is not None and entry.copies and len(runs) == 1 and entry.prefix != prefixes_of(path)[-1]:
                 raise Violation("a wrong meaning", f"engine {self._engine.number}: {entry}")
             for _, medium, copies in entry.copies:

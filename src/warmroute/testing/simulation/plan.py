@@ -87,9 +87,7 @@ class Plan:
         setups = tuple([_setup(luck) for _ in range(luck.choice((1, 1, 1, 2, 2, 3)))])
         # Swarms: a seed has few kinds of faults, so that rare ones are not drowned by common ones.
         faults = luck.sample([kind for kind in KINDS if kind != "work"], luck.randint(0, 6))
-        actions = [
-            _action(luck, luck.randrange(len(setups)), faults) for _ in range(luck.randint(8, 30) * len(setups))
-        ]
+        actions = [_action(luck, luck.randrange(len(setups)), faults) for _ in range(luck.randint(8, 30) * len(setups))]
         return cls(
             seed,
             setups,

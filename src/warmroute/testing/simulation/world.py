@@ -79,7 +79,9 @@ class World:
         self.following.set_trust = self._trusted
         self.judges: list[Judge] = []
         for engine in self.engines:
-            worker = Worker(id=WorkerId(engine.number), endpoint=Endpoint("engine", 1 + engine.number), rank=0, models=())
+            worker = Worker(
+                id=WorkerId(engine.number), endpoint=Endpoint("engine", 1 + engine.number), rank=0, models=()
+            )
             self.following.worker_added(worker, EventAddress("tcp://engine:5557", topic=str(engine.number)))
             self.judges.append(Judge(engine, self.following.streams[worker.id], index, self.config))
 
