@@ -302,7 +302,8 @@ class Router:
             self.load.keep_only(worker.id for worker in fleet.workers)
             self._fleet = fleet
             self._lanes.clear()
-        plain = request.pinned is None and not request.exclude
+        choosy = request.pinned is not None or request.rank is not None or request.even_unready
+        plain = not (choosy or request.exclude)
         if plain and (lanes := self._lanes.get(request.model)) is not None:
             return lanes
         serving = fleet.workers if request.model is None else fleet.serving(request.model)
