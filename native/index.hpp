@@ -121,6 +121,8 @@ class Index {
     void drop(WorkerId worker);
 
     void match(std::span<const PrefixHash> prefixes, std::uint64_t block_size, Matches& matches);
+    // What a match says of one worker: blocks, 0 if it is left out.
+    std::uint32_t depth(WorkerId id, std::span<const PrefixHash> prefixes, std::uint64_t block_size);
     std::vector<std::uint64_t> block_sizes() const;
     std::optional<std::vector<std::uint64_t>> prefix_sizes(WorkerId worker) const;
     WorkerSizes worker_sizes(WorkerId worker) const;

@@ -414,6 +414,9 @@ void bind_index(nb::module_& module) {
         .def("match_tuples", [](Index& self, nb::handle prefixes, std::uint64_t block_size) {
             return tuple_of(*match_arrays(self, prefixes, block_size).matches);
         }, nb::arg("prefixes"), nb::arg("block_size"))
+        .def("depth", [](Index& self, WorkerId worker, nb::handle prefixes, std::uint64_t block_size) {
+            return self.depth(worker, Prefixes(prefixes).all(), block_size);
+        }, nb::arg("worker"), nb::arg("prefixes"), nb::arg("block_size"))
         .def("block_sizes", [](const Index& self) { return tuple_of(self.block_sizes()); })
         .def("prefix_sizes", &prefix_sizes, nb::arg("worker"))
         .def("worker_size_tuple", [](const Index& self, WorkerId worker) {

@@ -260,8 +260,10 @@ class Router:
             decision.served = True
             decision.first_byte_s = now - decision.at
             for claim in decision.claims:
-                self.speculation.served(claim)
-            self.applied(decision.worker.id, now)
+                if self._is_confirmed(claim):
+                    self.speculation.end(claim)
+                else:
+                    self.speculation.served(claim, now)
 
     def release(self, decision: Decision, now: float, *, served: bool) -> None:
         """The request is over. `served` is false if the worker never took it up: then its claims are void."""
@@ -285,8 +287,7 @@ class Router:
         self.speculation.forget(worker)
 
     def _is_confirmed(self, claim: Claim) -> bool:
-        workers, blocks, _ = self.index.match_columns(claim.chain, claim.block_size)
-        return any(w == claim.worker and n == len(claim.chain) for w, n in zip(workers, blocks, strict=True))
+        return self.index.depth(claim.worker, claim.chain, claim.block_size) == len(claim.chain)
 
     def _named(self, name: str) -> Policy:
         """The policy a request asks for; the configured one if there is none of that name."""

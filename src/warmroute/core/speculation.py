@@ -65,7 +65,7 @@ class Speculation:
     def __init__(self) -> None:
         self._by_start: dict[PrefixHash, dict[Claim, None]] = {}
         self._order: dict[WorkerId, deque[Claim]] = {}
-        self._served: dict[WorkerId, list[Claim]] = {}
+        self._served: dict[WorkerId, deque[Claim]] = {}
 
     @property
     def idle(self) -> bool:
@@ -106,16 +106,19 @@ class Speculation:
                 reached[claim.worker] = end
         return {worker: end - confirmed.get(worker, 0) for worker, end in reached.items()}
 
-    def served(self, claim: Claim) -> None:
+    def served(self, claim: Claim, now: float) -> None:
         """The claim's request has been computed: its blocks are stored, and events that say so are due."""
-        self._served.setdefault(claim.worker, []).append(claim)
+        waiting = self._served.setdefault(claim.worker, deque())
+        while waiting and waiting[0].deadline <= now:  # nobody may ever confirm them
+            waiting.popleft()
+        waiting.append(claim)
 
     def confirm(self, worker: WorkerId, confirmed: Callable[[Claim], bool], now: float) -> None:
         """End those served claims of `worker` that events have confirmed: from then on the events are the truth."""
         waiting = self._served.pop(worker, None)
         if not waiting:
             return
-        left = []
+        left: deque[Claim] = deque()
         for claim in waiting:
             if claim.deadline > now:
                 if confirmed(claim):

@@ -164,6 +164,10 @@ class PrefixIndex(Protocol):
         """What `match` gives, in columns: for the caller to whom an object per worker is too much."""
         ...
 
+    def depth(self, worker: WorkerId, prefixes: Sequence[PrefixHash], block_size: int) -> int:
+        """How many of the leading blocks `worker` holds, as `match` would say: 0 for who is left out of it."""
+        ...
+
     def block_sizes(self) -> tuple[int, ...]:
         """Every block size that a worker uses, ascending: one `match` is due for each."""
         ...

@@ -106,6 +106,13 @@ class ReferenceIndex:
         by_medium = [blocks for overlap in found for blocks in overlap.by_medium]
         return [overlap.worker for overlap in found], [overlap.blocks for overlap in found], by_medium
 
+    def depth(self, worker: WorkerId, prefixes: Sequence[PrefixHash], block_size: int) -> int:
+        """How many of the leading blocks `worker` holds, as `match` would say: 0 for who is left out of it."""
+        view = self._views.get(worker)
+        rule = None if view is None else view.groups.rules.get(block_size)
+        overlap = None if view is None or rule is None else view.overlap(prefixes, rule)
+        return 0 if overlap is None else overlap.blocks
+
     def block_sizes(self) -> tuple[int, ...]:
         """Every block size that a worker uses, ascending."""
         return tuple(sorted({size for view in self._views.values() for size in view.groups.rules}))
