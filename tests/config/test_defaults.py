@@ -26,6 +26,7 @@ DEFAULTS = {
     "events.replay_timeout_s": 5.0,
     "events.reconnect_backoff_s": 1.0,
     "events.reconnect_backoff_max_s": 30.0,
+    "events.probe_idle_s": 30.0,
     "events.pending_batches_max": 100_000,
     "events.orphan_blocks_max": 65_536,
     "tokenizer.mode": "auto",

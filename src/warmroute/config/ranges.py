@@ -117,6 +117,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "events.replay_timeout_s": _TIME,
     "events.reconnect_backoff_s": _TIME,
     "events.reconnect_backoff_max_s": _TIME,
+    "events.probe_idle_s": _TIME,
     "events.pending_batches_max": Range(1, BATCHES_MAX),
     "events.orphan_blocks_max": Range(0, BATCHES_MAX),
     "tokenizer.path": Form("the path of a folder", _check_path),

@@ -71,8 +71,10 @@ class EventsConfig:
     """First pause before another attempt; doubled each time."""
     reconnect_backoff_max_s: float = 30.0
     """Longest pause before another attempt."""
+    probe_idle_s: float = 30.0
+    """An engine that was silent for so long is asked what it has: a lost batch shows itself only with the next one."""
     pending_batches_max: int = 100_000
-    """Live batches kept while a replay is under way, per worker; beyond it the worker is resynchronised."""
+    """Live batches kept while a replay is under way, per worker; those beyond are asked for again when it ends."""
     orphan_blocks_max: int = 65_536
     """Blocks parked for an unknown parent or an unknown meaning, per worker; beyond it the oldest are dropped."""
 

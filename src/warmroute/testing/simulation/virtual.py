@@ -22,7 +22,7 @@ class VirtualTime:
     def call_at(self, when: float, act: Act) -> None:
         """Do `act` at `when`, or now if that is past."""
         self._asked += 1
-        heapq.heappush(self._due, (when if when > self.now else self.now, self._asked, act))
+        heapq.heappush(self._due, (max(self.now, when), self._asked, act))
 
     def call_later(self, seconds: float, act: Act) -> None:
         """Do `act` after so many seconds."""
