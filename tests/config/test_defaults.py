@@ -29,6 +29,7 @@ DEFAULTS = {
     "events.probe_idle_s": 30.0,
     "events.pending_batches_max": 100_000,
     "events.orphan_blocks_max": 65_536,
+    "events.blocks_max": None,
     "tokenizer.mode": "auto",
     "tokenizer.path": None,
     "tokenizer.remote_endpoint": None,
@@ -49,6 +50,7 @@ DEFAULTS = {
 ENGINE_DEFAULTS = {
     "url": REQUIRED,
     "events_endpoint": None,
+    "events_listen": None,
     "replay_endpoint": None,
     "topic": None,
     "data_parallel_size": None,

@@ -115,7 +115,7 @@ def test_an_engine_in_full() -> None:
         "data_parallel_size": 2,
         "events": False,
     }
-    assert whole.keys() == ENGINE_LEAVES.keys()
+    assert {*whole, "events_listen"} == ENGINE_LEAVES.keys(), "events_listen would contradict events_endpoint"
     assert file({"engines": [whole]}).config.engines == (EngineConfig(**whole),)  # type: ignore[arg-type]
 
 

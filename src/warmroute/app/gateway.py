@@ -47,7 +47,7 @@ class Gateway:
     def __init__(self, config: Config, session: aiohttp.ClientSession, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         clock = time.monotonic
         self.config = config
-        self.router = Router(make_index(config.events.orphan_blocks_max), config.routing)
+        self.router = Router(make_index(config.events.orphan_blocks_max, config.events.blocks_max), config.routing)
         sources = zmq_event_sources(context, config.events)
         self.following = Following(self.router, sources, config.events, clock, time.time)
         api = HttpEngineApi(session, config.membership.probe_timeout_s)

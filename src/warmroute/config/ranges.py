@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from warmroute.config.addresses import PORT_MAX, check_listen_host, parse_url, parse_zmq
+from warmroute.config.addresses import PORT_MAX, check_listen_host, parse_url, parse_zmq, parse_zmq_listen
 
 DAY_S: Final = 86_400.0
 """No pause or patience of a router is longer; a longer one is a slip of the unit."""
@@ -96,10 +96,12 @@ _SHARE: Final = Range(0, 1)
 _RATE: Final = Range(0, 1e9, above=True)
 _URL: Final = Form("a URL http://HOST:PORT or https://HOST:PORT", parse_url)
 _ZMQ: Final = Form("a ZMQ address tcp://HOST:PORT or ipc://PATH to connect to", parse_zmq)
+_ZMQ_LISTEN: Final = Form("a ZMQ address tcp://*:PORT, tcp://HOST:PORT or ipc://PATH to listen on", parse_zmq_listen)
 
 RANGES: Final[Mapping[str, Range | Form]] = {
     "engines[].url": _URL,
     "engines[].events_endpoint": _ZMQ,
+    "engines[].events_listen": _ZMQ_LISTEN,
     "engines[].replay_endpoint": _ZMQ,
     "engines[].topic": Form(f"printable text of at most {TOPIC_BYTES_MAX} bytes", _check_topic),
     "engines[].data_parallel_size": Range(1, RANKS_MAX),
@@ -120,6 +122,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "events.probe_idle_s": _TIME,
     "events.pending_batches_max": Range(1, BATCHES_MAX),
     "events.orphan_blocks_max": Range(0, BATCHES_MAX),
+    "events.blocks_max": Range(1, 10**12),
     "tokenizer.path": Form("the path of a folder", _check_path),
     "tokenizer.remote_endpoint": _URL,
     "tokenizer.timeout_s": _TIME,

@@ -457,6 +457,11 @@ class Stream:
     # What is known, and saying so.
 
     @property
+    def pending(self) -> int:
+        """How many batches wait for older ones."""
+        return len(self._pending)
+
+    @property
     def expected(self) -> int | None:
         """Number of the next batch to apply; None: whichever comes first."""
         return self._view.expected

@@ -21,7 +21,7 @@ from warmroute.core.index.contract import PrefixIndex
 from warmroute.service.ingest import WorkerStream
 from warmroute.testing.simulation.cache import BLOCK_SIZE, Held, prefixes_of
 from warmroute.testing.simulation.engine import ModelEngine, Run
-from warmroute.types import Medium, TrustState, WorkerId
+from warmroute.types import TrustState, WorkerId
 
 TICK_S = 1.0
 SETTLE_S = 240.0
@@ -64,12 +64,12 @@ class Judge:
             if (seq, payload) in run.buffer:
                 self.newest_delivered = max(self.newest_delivered, (number, seq))
 
-    def look(self, now: float) -> None:
-        """Raises Violation."""
+    def look(self, now: float, *, closely: bool = False) -> None:
+        """Look at a LIVE view, or `closely` at any. Raises Violation."""
         counts = self._stream.counts
         changes = (counts.batches, counts.purges)
         if self._stream.trust.state is not TrustState.LIVE:
-            if changes != self._looked:
+            if closely and changes != self._looked:
                 self._looked = changes
                 self._check_announced(self._view())
             return
@@ -143,7 +143,7 @@ class Judge:
             if paths and entry.prefix not in [prefixes_of(path)[-1] for path in paths]:
                 raise Violation("a wrong meaning", f"engine {self._engine.number}: {entry}")
             for _, medium, copies in entry.copies:
-                view[entry.block_hash, Medium(medium)] = copies
+                view[entry.block_hash, medium] = copies
         return view
 
     def _check_announced(self, view: Held) -> None:

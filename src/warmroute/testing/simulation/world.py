@@ -64,6 +64,7 @@ class World:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.time = VirtualTime()
+        self.luck = random.Random(plan.seed)  # noqa: S311 - a simulation wants repeatable numbers
         self.outcome = Outcome(plan)
         self.config = EventsConfig(pending_batches_max=plan.pending_batches_max)
         self.index = make_index(self.config.orphan_blocks_max)
@@ -104,7 +105,8 @@ class World:
 
     def _look(self) -> None:
         for judge in self.judges:
-            judge.look(self.time.now)
+            judge.look(self.time.now, closely=True)
+            judge.match(self.luck)
 
     def _end_trouble(self) -> None:
         for engine, link in zip(self.engines, self.links, strict=True):
