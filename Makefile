@@ -19,6 +19,7 @@ help:
 	@echo "make sim      10,000 seeds of the event plane's simulation; SEED=17 runs one and tells what happened if it fails"
 	@echo "make lint     ruff, mypy --strict, import contracts"
 	@echo "make bench    benchmarks, beside the peers where they are installed"
+	@echo "make fuzz     100 million almost right bytes through the decoders of events"
 	@echo "make vllm     install real vLLM for CPU into its own environment (about 3 GB)"
 
 $(VENV)/.venv:
@@ -62,6 +63,9 @@ sim: $(VENV)/.installed
 bench: $(VENV)/.dev
 	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_http.sh
 	$(BIN)/python benchmarks/http/run.py
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python scripts/fuzz_wire.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

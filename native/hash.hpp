@@ -6,6 +6,7 @@
 // before (the chain): out-of-order cores overlap the digests of several blocks with one chain.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -57,25 +58,29 @@ inline constexpr auto position_secrets = [] {
     return table;
 }();
 
+// The part of a block's digest that comes from its words `start` and on, two at a time; `secret_of(j)` is the secret of
+// word j. `bytes` are the tokens from there on.
+template <class SecretOf>
+std::uint64_t digest_words(const unsigned char* bytes, std::size_t start, std::size_t count, SecretOf secret_of) noexcept {
+    std::uint64_t sum = 0;
+    std::size_t j = start;
+    std::array<std::uint64_t, 2> word;
+    for (; count >= tokens_per_pair; count -= tokens_per_pair, j += 2, bytes += sizeof word) {
+        std::memcpy(word.data(), bytes, sizeof word);
+        sum += mum(word[0] ^ secret_of(j), word[1] ^ secret_of(j + 1));
+    }
+    if (count == 0) return sum;
+    word = {};
+    std::memcpy(word.data(), bytes, count * sizeof(Token));
+    return sum + mum(word[0] ^ secret_of(j), word[1] ^ secret_of(j + 1));
+}
+
 // Content digest of one block of `count` tokens; `tokens` need not be aligned.
 inline std::uint64_t block_digest(const void* tokens, std::size_t count) noexcept {
     const auto* bytes = static_cast<const unsigned char*>(tokens);
-    std::uint64_t sum = mix(count);
-    std::size_t left = count;
-    for (std::size_t j = 0; left > 0; j += 2, bytes += tokens_per_pair * sizeof(Token)) {
-        std::array<std::uint64_t, 2> word{};
-        if (left >= tokens_per_pair) {
-            std::memcpy(word.data(), bytes, sizeof word);
-            left -= tokens_per_pair;
-        } else {
-            std::memcpy(word.data(), bytes, left * sizeof(Token));
-            left = 0;
-        }
-        const bool tabled = j + 1 < tabled_words;
-        const std::uint64_t even = tabled ? position_secrets[j] : position_secret(j);
-        const std::uint64_t odd = tabled ? position_secrets[j + 1] : position_secret(j + 1);
-        sum += mum(word[0] ^ even, word[1] ^ odd);
-    }
+    const std::size_t near = std::min(count, tabled_words * 2);
+    std::uint64_t sum = mix(count) + digest_words(bytes, 0, near, [](std::size_t j) { return position_secrets[j]; });
+    if (count > near) sum += digest_words(bytes + near * sizeof(Token), tabled_words, count - near, position_secret);
     return sum;
 }
 

@@ -58,6 +58,8 @@ void Index::store(WorkerId id, const Stored& event, Report& report) {
     if (event.parent.size() != 0) claim.parent = {names_.key_of(event.parent, 0), true};
     Record record = described ? find(worker, claim.parent) : Record{};
     for (std::size_t i = 0; i < count; ++i) {
+        if (described) i += store_new(worker, event, i, claim.parent, record, place, report);
+        if (i == count) break;
         const Key key = names_.key_of(event.hashes, i);
         if (described) claim.digest = event.digests[i];
         record = store_block(worker, key, described ? &claim : nullptr, record, place, count - i - 1, report);
@@ -76,7 +78,11 @@ void Index::remove(WorkerId id, const Removed& event, Report& report) {
         return;
     }
     const Place place = find_place(*worker, event.group, event.medium);
-    for (std::size_t i = 0; i < count; ++i) remove_block(*worker, names_.key_of(event.hashes, i), place, report);
+    Lookahead ahead(nodes_, event.hashes, 0);
+    for (std::size_t i = 0; i < count; ++i) {
+        ahead.next();
+        remove_block(*worker, names_.key_of(event.hashes, i), place, report);
+    }
     names_.sweep();
 }
 

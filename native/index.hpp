@@ -121,6 +121,8 @@ class Index {
     void drop(WorkerId worker);
 
     void match(std::span<const PrefixHash> prefixes, std::uint64_t block_size, Matches& matches);
+    // What a match says of one worker: blocks, 0 if it is left out.
+    std::uint32_t depth(WorkerId id, std::span<const PrefixHash> prefixes, std::uint64_t block_size);
     std::vector<std::uint64_t> block_sizes() const;
     std::optional<std::vector<std::uint64_t>> prefix_sizes(WorkerId worker) const;
     WorkerSizes worker_sizes(WorkerId worker) const;
@@ -171,6 +173,8 @@ class Index {
     bool limited() const noexcept { return blocks_max_.has_value(); }
 
     // index_store.cpp: what announcements do to records
+    std::size_t store_new(Worker& worker, const Stored& event, std::size_t start, Parent& parent, Record& record,
+                          Place place, Report& report);
     Record store_block(Worker& worker, Key key, const Claim* claim, const Record& parent, Place place, std::size_t more,
                        Report& report);
     void remove_block(Worker& worker, Key key, Place place, Report& report);

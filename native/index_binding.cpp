@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "index.hpp"
+#include "payload.hpp"
 #include "tokens.hpp"
 #include "wire.hpp"
 
@@ -262,21 +264,27 @@ Removed removed_from(nb::handle event) {
     return {hashes_from(field(event, "block_hashes")), whole(field(event, "group")), medium_from(field(event, "medium"))};
 }
 
+// Adds to the counts of a report, by names that are made once: with one block an event this would cost more than it.
 void add_to(nb::handle report, const Report& done) {
-    const auto add = [&](const char* name, std::uint64_t count) {
-        if (count != 0) nb::setattr(report, name, report.attr(name) + nb::int_(count));
+    static constexpr std::size_t counts = 11;
+    static const std::array<PyObject*, counts> names = [] {
+        constexpr std::array<const char*, counts> texts = {
+            "stored",          "removed",    "cleared",   "unknown_removed", "orphaned", "adopted",
+            "orphans_dropped", "unresolved", "conflicts", "partial",         "evicted",
+        };
+        std::array<PyObject*, counts> made{};
+        std::ranges::transform(texts, made.begin(), PyUnicode_InternFromString);
+        return made;
+    }();
+    const std::array<std::uint64_t, counts> added = {
+        done.stored,          done.removed,    done.cleared,   done.unknown_removed, done.orphaned, done.adopted,
+        done.orphans_dropped, done.unresolved, done.conflicts, done.partial,         done.evicted,
     };
-    add("stored", done.stored);
-    add("removed", done.removed);
-    add("cleared", done.cleared);
-    add("unknown_removed", done.unknown_removed);
-    add("orphaned", done.orphaned);
-    add("adopted", done.adopted);
-    add("orphans_dropped", done.orphans_dropped);
-    add("unresolved", done.unresolved);
-    add("conflicts", done.conflicts);
-    add("partial", done.partial);
-    add("evicted", done.evicted);
+    for (std::size_t i = 0; i < counts; ++i) {
+        if (added[i] == 0) continue;
+        const nb::object sum = nb::getattr(report, nb::handle(names[i])) + nb::int_(added[i]);
+        nb::setattr(report, nb::handle(names[i]), sum);
+    }
 }
 
 void store(Index& index, WorkerId worker, nb::handle event, nb::handle report) {
@@ -301,6 +309,12 @@ void apply_batch(Index& index, WorkerId worker, const EventBatch& batch, nb::han
     Report done;
     for (const Event& event : batch.events) index.apply(worker, event, done);
     add_to(report, done);
+}
+
+bool add_payload(Index& index, WorkerId worker, nb::handle payload, nb::handle report) {
+    const std::optional<EventBatch> batch = decode_payload(Payload(payload).bytes());
+    if (batch) apply_batch(index, worker, *batch, report);
+    return batch.has_value();
 }
 
 // -- sizes and dumps
@@ -395,10 +409,14 @@ void bind_index(nb::module_& module) {
         .def("clear", &clear, nb::arg("worker"), nb::arg("report").none() = nb::none())
         .def("drop", &Index::drop, nb::arg("worker"))
         .def("add_batch", &apply_batch, nb::arg("worker"), nb::arg("batch"), nb::arg("report"))
+        .def("add_payload", &add_payload, nb::arg("worker"), nb::arg("payload"), nb::arg("report"))
         .def("match_arrays", &match_arrays, nb::arg("prefixes"), nb::arg("block_size"))
         .def("match_tuples", [](Index& self, nb::handle prefixes, std::uint64_t block_size) {
             return tuple_of(*match_arrays(self, prefixes, block_size).matches);
         }, nb::arg("prefixes"), nb::arg("block_size"))
+        .def("depth", [](Index& self, WorkerId worker, nb::handle prefixes, std::uint64_t block_size) {
+            return self.depth(worker, Prefixes(prefixes).all(), block_size);
+        }, nb::arg("worker"), nb::arg("prefixes"), nb::arg("block_size"))
         .def("block_sizes", [](const Index& self) { return tuple_of(self.block_sizes()); })
         .def("prefix_sizes", &prefix_sizes, nb::arg("worker"))
         .def("worker_size_tuple", [](const Index& self, WorkerId worker) {

@@ -69,6 +69,15 @@ void Index::match(std::span<const PrefixHash> prefixes, std::uint64_t block_size
     for (const std::uint32_t number : headless_) match_complex(*workers_[number], block_size, asked, matches);
 }
 
+std::uint32_t Index::depth(WorkerId id, std::span<const PrefixHash> prefixes, std::uint64_t block_size) {
+    const Worker* const worker = find_worker(id);
+    if (worker == nullptr) return 0;
+    find_pieces(prefixes);
+    Matches own;
+    match_complex(*worker, block_size, static_cast<std::uint32_t>(prefixes.size()), own);
+    return own.blocks.empty() ? 0 : own.blocks.front();
+}
+
 // Where the prefixes are, from the first on. What is behind one that nobody holds counts only for headless workers.
 void Index::find_pieces(std::span<const PrefixHash> prefixes) {
     pieces_.clear();

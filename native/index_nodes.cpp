@@ -77,7 +77,7 @@ Nodes::~Nodes() {
         if (segment.capacity != 0) ledger_.give(segment.blocks, std::size_t{segment.capacity} * 2 * sizeof(std::uint64_t));
         segment.holders.clear(ledger_);
     }
-    for (Segment* page : pages_) ledger_.give(page, page_segments * sizeof(Segment), alignof(Segment) * 8);
+    for (Segment* page : pages_) ledger_.give(page, page_segments * sizeof(Segment));
 }
 
 std::uint32_t Nodes::take_segment() {
@@ -91,7 +91,7 @@ std::uint32_t Nodes::take_segment() {
     if (made_ == segments_max) throw std::length_error("the index has no numbers for more runs of blocks");
     if (made_ == pages_.size() * page_segments) {
         auto* const page =
-            static_cast<Segment*>(ledger_.take(page_segments * sizeof(Segment), alignof(Segment) * 8));
+            static_cast<Segment*>(ledger_.take(page_segments * sizeof(Segment)));
         std::uninitialized_value_construct_n(page, page_segments);
         pages_.push_back(page);
     }
@@ -105,7 +105,7 @@ void Nodes::give_segment(std::uint32_t number) {
     segment.next = free_;
     free_ = number;
     if (++free_count_ < made_) return;
-    for (Segment* page : pages_) ledger_.give(page, page_segments * sizeof(Segment), alignof(Segment) * 8);
+    for (Segment* page : pages_) ledger_.give(page, page_segments * sizeof(Segment));
     pages_ = decltype(pages_)(ledger_);
     made_ = free_count_ = 0;
     free_ = no_node;
@@ -223,19 +223,20 @@ void Nodes::unlist(Node node) {
     if (listed_ != 0 && heads_.erase(table_hash(prefix(node)), node, hash_of_prefix())) --listed_;
 }
 
-Node Nodes::shared(Key key) const {
-    return keys_.find(table_hash(key), [&](Node node) { return this->key(node) == key; });
+bool Nodes::offer_key(Node node, Key key) {
+    if (has_key(node)) return this->key(node) == key;
+    const std::uint64_t hash = table_hash(key);
+    if (shared(key, hash) != no_node) return false;
+    add_key(node, key, hash);
+    return true;
 }
 
-bool Nodes::offer_key(Node node, Key key) {
+void Nodes::add_key(Node node, Key key, std::uint64_t hash) {
     Segment& segment = at_node(node);
-    if ((segment.named & bit_of(node)) != 0) return segment.key(position_of(node)) == key;
-    if (shared(key) != no_node) return false;
     segment.key(position_of(node)) = key;
     segment.named |= bit_of(node);
-    keys_.insert(table_hash(key), node, hash_of_key());
+    keys_.insert(hash, node, hash_of_key());
     names_.hold(key);
-    return true;
 }
 
 void Nodes::begin_restoring() {
@@ -317,14 +318,11 @@ std::uint64_t Nodes::mask(std::uint32_t number, Place place) const noexcept {
     return segment(number).holders.mask_of(place);
 }
 
-void Nodes::mark(Node node, Place place) {
-    const std::uint32_t number = segment_of(node);
+void Nodes::mark(std::uint32_t number, std::uint64_t positions, Place place) {
     Segment& segment = at(number);
-    segment.holders.mask(join(number, place)) |= bit_of(node);
-    if ((segment.live & bit_of(node)) == 0) {
-        segment.live |= bit_of(node);
-        ++live_count_;
-    }
+    segment.holders.mask(join(number, place)) |= positions;
+    live_count_ += static_cast<std::uint64_t>(std::popcount(positions & ~segment.live));
+    segment.live |= positions;
 }
 
 void Nodes::unmark(Node node, Place place) {

@@ -116,19 +116,25 @@ class Nodes {
     // made must be marked at once. `more`: how many blocks are expected to follow.
     Node locate(Node parent, PrefixHash prefix, std::uint64_t block_size, std::size_t more);
 
-    // The node that workers share this key for, or no_node.
-    Node shared(Key key) const;
-    void prefetch_shared(Key key) const noexcept { keys_.prefetch(table_hash(key)); }
+    // The node that workers share this key for, or no_node. Here and below, `hash` is the key's `table_hash`.
+    Node shared(Key key, std::uint64_t hash) const {
+        return keys_.find(hash, [&](Node node) { return this->key(node) == key; });
+    }
+    Node shared(Key key) const { return shared(key, table_hash(key)); }
+    void prefetch_shared(std::uint64_t hash) const noexcept { keys_.prefetch(hash); }
     bool has_key(Node node) const noexcept { return (segment_at(node).named & bit_of(node)) != 0; }
     Key key(Node node) const noexcept { return segment_at(node).key(position_of(node)); }
     // Whether the key is the one that workers share for this node, or has become it now.
     bool offer_key(Node node, Key key);
+    // The same where the node has no key, and the key no node.
+    void add_key(Node node, Key key, std::uint64_t hash);
 
     Place add_place();
     void remove_place(Place place);
     bool held(Node node, Place place) const noexcept { return (mask(segment_of(node), place) & bit_of(node)) != 0; }
     std::uint64_t mask(std::uint32_t segment, Place place) const noexcept;
-    void mark(Node node, Place place);
+    void mark(Node node, Place place) { mark(segment_of(node), bit_of(node), place); }
+    void mark(std::uint32_t segment, std::uint64_t positions, Place place);
     // Without its last mark, a node is gone.
     void unmark(Node node, Place place);
     void unmark_all(Place place);
@@ -191,6 +197,36 @@ class Nodes {
     std::uint32_t recent_segment_ = no_node;  // where the last mark was made: the next is likely there
     Place recent_place_ = no_place;
     std::uint32_t recent_holder_ = 0;
+};
+
+// The table of keys is larger than caches: while an event's hashes are gone through, those to come are fetched.
+class Lookahead {
+  public:
+    Lookahead(const Nodes& nodes, const Hashes& hashes, std::size_t start) : nodes_(nodes), keys_(hashes.numbers), at_(start) {
+        for (std::size_t i = start; i < start + distance; ++i) fetch(i);
+    }
+    // The hash of the next key, if it is a number.
+    std::uint64_t next() noexcept {
+        const std::uint64_t hash = hashes_[at_ % distance];
+        fetch(at_ + distance);
+        ++at_;
+        return hash;
+    }
+
+  private:
+    static constexpr std::size_t distance = 8;
+
+    void fetch(std::size_t i) noexcept {
+        if (i >= keys_.size()) return;
+        const std::uint64_t hash = table_hash(keys_[i]);
+        hashes_[i % distance] = hash;
+        nodes_.prefetch_shared(hash);
+    }
+
+    const Nodes& nodes_;
+    const std::vector<std::uint64_t>& keys_;
+    std::size_t at_;
+    std::array<std::uint64_t, distance> hashes_;
 };
 
 }  // namespace warmroute

@@ -1,4 +1,4 @@
-// What the index is built from: memory that is counted, a map of small things, and a table of node numbers.
+// What the index is built from: a map of small things, and a table of node numbers.
 //
 // Both tables give all their memory back when they become empty, and most of it when they become nearly empty.
 #pragma once
@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -18,52 +17,9 @@
 #endif
 
 #include "hash.hpp"
+#include "index_memory.hpp"
 
 namespace warmroute {
-
-// Counts what is allocated, so that the index can say exactly how large it is.
-class Ledger {
-  public:
-    std::size_t bytes() const noexcept { return bytes_; }
-
-    void* take(std::size_t bytes, std::size_t alignment = alignof(std::max_align_t)) {
-        void* memory = alignment > alignof(std::max_align_t) ? ::operator new(bytes, std::align_val_t{alignment})
-                                                             : ::operator new(bytes);
-        bytes_ += bytes;
-        return memory;
-    }
-
-    void give(void* memory, std::size_t bytes, std::size_t alignment = alignof(std::max_align_t)) noexcept {
-        bytes_ -= bytes;
-        if (alignment > alignof(std::max_align_t)) {
-            ::operator delete(memory, std::align_val_t{alignment});
-        } else {
-            ::operator delete(memory);
-        }
-    }
-
-  private:
-    std::size_t bytes_ = 0;
-};
-
-// The ledger as an allocator of the standard containers.
-template <class T>
-struct Counted {
-    using value_type = T;
-    using propagate_on_container_move_assignment = std::true_type;
-    using propagate_on_container_swap = std::true_type;
-
-    Counted(Ledger& counting) noexcept : ledger(&counting) {}  // NOLINT: implicit, as containers convert it
-    template <class U>
-    Counted(const Counted<U>& other) noexcept : ledger(other.ledger) {}  // NOLINT
-
-    T* allocate(std::size_t count) { return static_cast<T*>(ledger->take(count * sizeof(T))); }
-    void deallocate(T* memory, std::size_t count) noexcept { ledger->give(memory, count * sizeof(T)); }
-
-    friend bool operator==(const Counted& a, const Counted& b) noexcept { return a.ledger == b.ledger; }
-
-    Ledger* ledger;
-};
 
 // Numbers from engines are not trusted to be spread out.
 inline std::uint64_t table_hash(std::uint64_t key) noexcept {
@@ -182,7 +138,7 @@ inline constexpr Node no_node = 0xFFFFFFFF;
 // A set of nodes that is found by a number that each node has somewhere else: 5.3 bytes per slot and no copy of the
 // number. One chunk is one cache line:
 //
-//     [12 tags of 8 bits | overflow, spare | 12 node numbers]
+//     [12 tags of 8 bits | overflow, filled | 12 node numbers]
 //
 // `overflow` counts the nodes that would be here had there been room and are in a later chunk: a search goes on only
 // while it is not zero, so erasing needs no tombstones.
@@ -194,7 +150,7 @@ class NodeTable {
     struct alignas(64) Chunk {
         std::array<std::uint8_t, slots> tags;  // 0: empty
         std::uint16_t overflow;
-        std::uint16_t spare;
+        std::uint16_t filled;  // slots, while the chunk is new: see resize
         std::array<Node, slots> nodes;
     };
     static_assert(sizeof(Chunk) == 64);
@@ -237,7 +193,7 @@ class NodeTable {
     template <class HashOf>
     void insert(std::uint64_t hash, Node node, HashOf hash_of) {
         if (size_ + 1 > chunk_count_ * slots_filled && !(chunk_count_ == 1 && size_ < slots)) {
-            resize(chunk_count_ + chunk_count_ / 2 + 1, hash_of);
+            resize(std::max<std::size_t>(chunk_count_ * 2, 1), hash_of);
         }
         place(hash, node);
         ++size_;
@@ -280,7 +236,7 @@ class NodeTable {
     }
 
     void clear() noexcept {
-        if (chunks_ != nullptr) ledger_->give(chunks_, chunk_count_ * sizeof(Chunk), alignof(Chunk));
+        if (chunks_ != nullptr) ledger_->give(chunks_, chunk_count_ * sizeof(Chunk));
         chunks_ = nullptr;
         chunk_count_ = size_ = 0;
     }
@@ -316,18 +272,35 @@ class NodeTable {
         }
     }
 
+    // As `place`, in a table from which nothing was erased: tags that were just written are slow to read together.
+    void place_in_order(std::uint64_t hash, Node node) noexcept {
+        std::size_t c = home(hash);
+        while (chunks_[c].filled == slots) {
+            if (chunks_[c].overflow != overflow_max) ++chunks_[c].overflow;
+            c = next(c);
+        }
+        const std::size_t slot = chunks_[c].filled++;
+        chunks_[c].tags[slot] = tag_of(hash);
+        chunks_[c].nodes[slot] = node;
+    }
+
     template <class HashOf>
     void resize(std::size_t count, HashOf hash_of) {
-        auto* const memory = static_cast<Chunk*>(ledger_->take(count * sizeof(Chunk), alignof(Chunk)));
+        auto* const memory = static_cast<Chunk*>(ledger_->take(count * sizeof(Chunk)));
         std::memset(static_cast<void*>(memory), 0, count * sizeof(Chunk));
         Chunk* const old = std::exchange(chunks_, memory);
         const std::size_t old_count = std::exchange(chunk_count_, count);
+        std::array<std::uint64_t, slots> hashes;
         for (std::size_t c = 0; c < old_count; ++c) {
+            // All hashes of a chunk first: each is a walk through memory, and they do not wait for each other.
             for (std::size_t slot = 0; slot < slots; ++slot) {
-                if (old[c].tags[slot] != 0) place(hash_of(old[c].nodes[slot]), old[c].nodes[slot]);
+                if (old[c].tags[slot] != 0) hashes[slot] = hash_of(old[c].nodes[slot]);
+            }
+            for (std::size_t slot = 0; slot < slots; ++slot) {
+                if (old[c].tags[slot] != 0) place_in_order(hashes[slot], old[c].nodes[slot]);
             }
         }
-        if (old != nullptr) ledger_->give(old, old_count * sizeof(Chunk), alignof(Chunk));
+        if (old != nullptr) ledger_->give(old, old_count * sizeof(Chunk));
     }
 
     Ledger* ledger_;

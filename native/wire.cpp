@@ -19,6 +19,7 @@ constexpr std::uint64_t uint32_max = std::numeric_limits<std::uint32_t>::max();
 constexpr std::uint64_t rank_max = std::numeric_limits<std::int32_t>::max();
 constexpr std::size_t hash_bytes_typical = 9;
 constexpr std::size_t event_bytes_min = 15;  // ["BlockRemoved", []]
+constexpr std::size_t scratch_bytes_max = std::size_t{1} << 20;  // kept from one payload to the next
 
 // Fields of a stored event, in the order of the positional form; the last is the keyed form's alone.
 enum Field : std::size_t {
@@ -81,6 +82,7 @@ struct Published {
     Hashes parent;
     std::vector<Token> tokens;
     std::size_t token_count = 0;
+    std::vector<std::uint64_t> digests;  // of the content of each block, if the hashes came before the tokens
     std::uint64_t block_size = 0;
     std::optional<Integer> lora_id;
     std::optional<std::string_view> medium;
@@ -92,10 +94,15 @@ struct Published {
     std::uint64_t window = no_window;
     Key salt;
 
+    std::size_t bytes() const noexcept {
+        return tokens.capacity() * sizeof(Token) + keys.capacity() * sizeof(Key) + keys_ends.capacity() * sizeof(std::size_t);
+    }
+
     void reset() {
         hashes = {};
         parent = {};
         token_count = 0;
+        digests.clear();
         block_size = 0;
         lora_id.reset();
         medium.reset();
@@ -165,7 +172,7 @@ Key block_key(Reader& reader) {
 
 class Decoder {
   public:
-    explicit Decoder(Bytes payload) : reader_(payload) {}
+    Decoder(Bytes payload, Published& scratch) : reader_(payload), published_(scratch) {}
 
     EventBatch batch() {
         EventBatch batch;
@@ -298,7 +305,17 @@ class Decoder {
         Published& it = published_;
         it.token_count = reader_.array();
         if (it.tokens.size() < it.token_count) it.tokens.resize(it.token_count);
-        reader_.tokens(it.tokens.data(), it.token_count);
+        // The block size comes later, but can only be this.
+        const std::size_t blocks = it.hashes.size();
+        const std::size_t size = blocks == 0 ? 0 : it.token_count / blocks;
+        const bool whole = size != 0 && size * blocks == it.token_count;
+        it.digests.reserve(whole ? blocks : 0);
+        const Token* block = it.tokens.data();
+        reader_.tokens(it.tokens.data(), it.token_count, [&](const Token* end) {
+            for (; whole && static_cast<std::size_t>(end - block) >= size; block += size) {
+                it.digests.push_back(block_digest(block, size));
+            }
+        });
     }
 
     void keys() {
@@ -351,15 +368,16 @@ class Decoder {
 
     // Content digest plus extra digest of each block.
     std::vector<std::uint64_t> digests(std::size_t count) {
-        const Published& it = published_;
+        Published& it = published_;
         const bool keyed = !it.keys.empty();
         if (keyed && it.keys_ends.size() != count) throw Declined{};
         const bool salted = !it.salt.content.empty() && it.parent.size() == 0;
         const std::uint64_t plain = extra_of(0, 0, false);
-        std::vector<std::uint64_t> sums(count);
-        for (std::size_t i = 0; i < count; ++i) {
-            sums[i] = block_digest(it.tokens.data() + i * it.block_size, it.block_size) + plain;
+        for (std::size_t i = it.digests.size(); i < count; ++i) {
+            it.digests.push_back(block_digest(it.tokens.data() + i * it.block_size, it.block_size));
         }
+        std::vector<std::uint64_t> sums = std::move(it.digests);
+        for (std::uint64_t& sum : sums) sum += plain;
         if (keyed || salted) {
             for (std::size_t i = 0; i < count; ++i) {
                 const std::size_t start = !keyed || i == 0 ? 0 : it.keys_ends[i - 1];
@@ -395,7 +413,7 @@ class Decoder {
     }
 
     Reader reader_;
-    Published published_;
+    Published& published_;
 };
 
 }  // namespace
@@ -424,27 +442,29 @@ bool is_utf8(std::string_view text) noexcept {
 std::uint64_t payload_mark(Bytes payload) noexcept {
     constexpr std::size_t chunk_tokens = 1024;  // as many as there is a table of secrets for
     constexpr std::size_t chunk_bytes = chunk_tokens * sizeof(Token);
-    std::array<unsigned char, chunk_bytes> padded;
     std::uint64_t mark = root;
     std::size_t left = payload.size();
     const std::uint8_t* at = payload.data();
     for (; left >= chunk_bytes; left -= chunk_bytes, at += chunk_bytes) {
         mark = chain(mark, block_digest(at, chunk_tokens), 0);
     }
-    const std::size_t words = (left + sizeof(Token) - 1) / sizeof(Token);
-    if (left > 0) std::memcpy(padded.data(), at, left);
-    std::fill_n(padded.data() + left, words * sizeof(Token) - left, static_cast<unsigned char>(0));
-    return chain(mark, block_digest(padded.data(), words), payload.size());
+    const std::size_t whole = left / sizeof(Token);
+    std::uint64_t rest = 0;  // fewer bytes than a token has, and how many all are
+    if (left > 0) std::memcpy(&rest, at + whole * sizeof(Token), left - whole * sizeof(Token));
+    return chain(mark, block_digest(at, whole), rest << 40 ^ payload.size());
 }
 
 std::optional<EventBatch> decode_payload(Bytes payload) {
+    thread_local wire::Published scratch;
+    std::optional<EventBatch> batch;
     try {
-        EventBatch batch = wire::Decoder(payload).batch();
-        batch.mark = payload_mark(payload);
-        return batch;
+        batch = wire::Decoder(payload, scratch).batch();
+        batch->mark = payload_mark(payload);
     } catch (const wire::Declined&) {
-        return std::nullopt;
+        batch.reset();
     }
+    if (scratch.bytes() > wire::scratch_bytes_max) scratch = {};
+    return batch;
 }
 
 }  // namespace warmroute

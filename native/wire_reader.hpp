@@ -14,6 +14,7 @@
 
 #include "hash.hpp"
 #include "wire.hpp"
+#include "wire_tokens.hpp"
 
 namespace warmroute::wire {
 
@@ -24,30 +25,6 @@ struct Integer {
     std::uint64_t bits;
     bool negative;
 };
-
-// How a token id is written, by its first byte: where its bits are in the eight bytes from there, big-endian.
-struct TokenForm {
-    std::uint8_t shift = 0;
-    std::uint32_t mask = 0;
-};
-
-inline constexpr std::size_t token_window_bytes = 8;
-
-inline constexpr auto token_forms = [] {
-    std::array<TokenForm, 256> forms{};
-    for (std::size_t first = 0; first < 0x80; ++first) forms[first] = {56, 0x7F};
-    forms[0xCC] = {48, 0xFF};
-    forms[0xCD] = {40, 0xFFFF};
-    forms[0xCE] = {24, 0xFFFFFFFF};
-    return forms;
-}();
-
-// How many bytes a token id has that begins so; 0 for what is no unsigned integer of at most 32 bits. No table and no
-// branch: compilers make it a few vector operations for many bytes at once.
-constexpr std::uint8_t token_bytes(std::uint8_t first) noexcept {
-    return static_cast<std::uint8_t>((first < 0x80 ? 1 : 0) | (first == 0xCC ? 2 : 0) | (first == 0xCD ? 3 : 0) |
-                                     (first == 0xCE ? 5 : 0));
-}
 
 // Strict, as Python's: no surrogates, no overlong forms, nothing above U+10FFFF.
 bool is_utf8(std::string_view text) noexcept;
@@ -150,30 +127,24 @@ class Reader {
         return value.bits;
     }
 
-    // `count` token ids. Their forms are mixed, so no branch depends on them; and where one ends is known only from its
-    // first byte, so these lengths are made for whole runs of bytes before they are walked.
-    void tokens(Token* out, std::size_t count) {
-        constexpr std::size_t run_bytes_max = 256, token_bytes_max = 5;
-        std::array<std::uint8_t, run_bytes_max> lengths;
+    // `count` token ids. `read(end)` is called now and then when there are more.
+    template <class Read>
+    void tokens(Token* out, std::size_t count, Read read) {
         Token* const out_end = out + count;
-        while (out != out_end && left() >= token_window_bytes) {
-            const std::size_t run_bytes = std::min({run_bytes_max, left() - token_window_bytes + 1,
-                                                    token_bytes_max * static_cast<std::size_t>(out_end - out)});
-            for (std::size_t i = 0; i < run_bytes; ++i) lengths[i] = token_bytes(at_[i]);
-            std::size_t next = 0;
-            std::uint8_t length_min = 1;
-            while (out != out_end && next < run_bytes) {
-                std::uint64_t window;
-                std::memcpy(&window, at_ + next, sizeof window);
-                const TokenForm form = token_forms[at_[next]];
-                *out++ = static_cast<Token>(__builtin_bswap64(window) >> form.shift) & form.mask;
-                length_min = std::min(length_min, lengths[next]);
-                next += lengths[next];
-            }
-            if (length_min == 0) throw Declined{};
-            at_ += next;
+        TokenRun run;
+        while (left_of(out, out_end) >= TokenRun::bytes_min && left() >= TokenRun::bytes_min + token_window_bytes) {
+            const std::uint8_t* const end = run.read(at_, left() - token_window_bytes, out, left_of(out, out_end));
+            if (end == at_) throw Declined{};
+            at_ = end;
+            read(out);
         }
-        for (; out != out_end; ++out) *out = static_cast<Token>(integer(0, std::numeric_limits<Token>::max()));
+        TokenWalk walk{at_, left() < token_window_bytes ? at_ : end_ - token_window_bytes + 1, out};
+        while (walk.out != out_end && !walk.ended()) walk.step();
+        at_ = walk.at;
+        for (out = walk.out; out != out_end; ++out) {
+            *out = static_cast<Token>(integer(0, std::numeric_limits<Token>::max()));
+        }
+        read(out);
     }
 
     // One value of any kind that nobody asks for.
@@ -206,6 +177,8 @@ class Reader {
     }
 
   private:
+    static std::size_t left_of(const Token* out, const Token* end) noexcept { return static_cast<std::size_t>(end - out); }
+
     static constexpr int depth_max = 32;  // far below what any reader of them allows, far above what engines send
 
     static bool is_array(std::uint8_t first) noexcept { return first >> 4 == 0x9 || first == 0xDC || first == 0xDD; }

@@ -23,6 +23,12 @@ EVENTS = (
         lora="sql",
         extra_keys=(("salt", b"embeds"), ("img",)),
     ),
+    BlockStored(  # long enough to be read from several places at once
+        block_hashes=tuple(range(40)),
+        parent=None,
+        token_ids=tuple(i * i * 977 % 151_936 for i in range(640)),
+        block_size=16,
+    ),
     BlockRemoved(block_hashes=tuple(range(-200, 200, 7))),
     AllBlocksCleared(),
 )

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "config.tree": ("EventsConfig", "RoutingConfig"),
     "core.index": ("PrefixIndex", "make_index"),
-    "core.policy": ("Candidates", "Policy"),
+    "core.policies": ("Candidates", "Policy"),
     "core.router": ("Decision", "PickRequest", "Reason", "Router"),
     "core.wire": ("decode_batch", "decode_pub"),
     "errors": ("NoWorkerError", "WarmrouteError", "WireError"),

@@ -2,8 +2,8 @@ from warmroute.config.tree import EventsConfig as EventsConfig
 from warmroute.config.tree import RoutingConfig as RoutingConfig
 from warmroute.core.index import PrefixIndex as PrefixIndex
 from warmroute.core.index import make_index as make_index
-from warmroute.core.policy import Candidates as Candidates
-from warmroute.core.policy import Policy as Policy
+from warmroute.core.policies import Candidates as Candidates
+from warmroute.core.policies import Policy as Policy
 from warmroute.core.router import Decision as Decision
 from warmroute.core.router import PickRequest as PickRequest
 from warmroute.core.router import Reason as Reason

@@ -59,6 +59,8 @@ class Trust:
     state: TrustState
     reason: str
     since: float
+    belief: float = 1.0
+    """Share of what is predicted of the worker that came true lately, if its predictions fail; else 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class ModelInfo:
     max_model_len: int | None = None
     created: int = 0
     owned_by: str = "vllm"
+    root: str | None = None
+    """Where its weights were loaded from, as the engine says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,10 @@ class Worker:
     trust: Trust = field(default=Trust(TrustState.BLIND, "not connected yet", 0.0))
     block_size: int | None = None
     """Tokens per block as the engine's metrics say: used only until its events have shown it."""
+    kv_tokens_max: int | None = None
+    """Tokens that its GPU cache has room for, as the engine's metrics say."""
+    version: str | None = None
+    """Release of the engine, if it says."""
     ready: bool = True
     """Whether requests may be sent here now (reachable, not draining)."""
 

@@ -337,3 +337,29 @@ def test_a_long_line_is_not_wrapped(tmp_path: Path) -> None:
     assert replay_report.run([path], Console(file=out, width=40), as_json=False, events=True) == 0
     (line,) = out.getvalue().splitlines()
     assert len(json.loads(line)["token_ids"]) == 400 * BLOCK
+
+
+def test_an_adapter_loaded_from_another_path_is_predicted_by_what_that_path_left(tmp_path: Path) -> None:
+    def load(t: float, path: str) -> Json:
+        body = {"lora_name": "sql", "lora_path": path}
+        return {"k": "admin", "t": t, "path": "/v1/load_lora_adapter", "status": 200, "body": body}
+
+    result = judged(
+        tmp_path,
+        [
+            meta(),
+            load(1, "/a"),
+            request(2, 2.4, 1, PROMPT, 0, body={"model": "sql"}),
+            pub(2.2, 0, stored(PROMPT, lora="sql")),
+            request(3, 3.4, 2, PROMPT, 8, body={"model": "sql"}),
+            load(4, "/b"),
+            request(5, 5.4, 3, PROMPT, 0, body={"model": "sql"}),
+            pub(5.2, 1, stored(PROMPT, 70, lora="sql")),
+            request(6, 6.4, 4, PROMPT, 8, body={"model": "sql"}),
+            pub(7, 2, removed(70, 71)),
+            request(7.5, 7.9, 5, PROMPT, 0, body={"model": "sql"}),
+            load(8, "/a"),
+            request(9, 9.4, 6, PROMPT, 8, body={"model": "sql"}),
+        ],
+    )
+    assert (result.exact, result.misses) == (6, [])

@@ -35,6 +35,9 @@ DEFAULTS = {
     "tokenizer.remote_endpoint": None,
     "tokenizer.timeout_s": 2.0,
     "routing.policy": "warmroute",
+    "routing.policy_ms_max": 5.0,
+    "routing.session_header": "x-session-id",
+    "routing.overrides": True,
     "routing.prefill_tokens_per_s": 8000.0,
     "routing.decode_tokens_per_s": 40.0,
     "routing.decode_weight": 1.0,
@@ -45,6 +48,9 @@ DEFAULTS = {
     "membership.probe_interval_s": 2.0,
     "membership.probe_timeout_s": 2.0,
     "membership.retry_interval_s": 1.0,
+    "membership.failures_max": 3,
+    "membership.api_key": None,
+    "membership.api_key_file": None,
     "log.level": "info",
 }
 ENGINE_DEFAULTS = {
@@ -55,6 +61,8 @@ ENGINE_DEFAULTS = {
     "topic": None,
     "data_parallel_size": None,
     "events": True,
+    "api_key": None,
+    "api_key_file": None,
 }
 ALL_LEAVES = [*LEAVES.values(), *ENGINE_LEAVES.values()]
 

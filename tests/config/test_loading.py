@@ -114,6 +114,8 @@ def test_an_engine_in_full() -> None:
         "topic": "kv",
         "data_parallel_size": 2,
         "events": False,
+        "api_key": "secret",
+        "api_key_file": None,
     }
     assert {*whole, "events_listen"} == ENGINE_LEAVES.keys(), "events_listen would contradict events_endpoint"
     assert file({"engines": [whole]}).config.engines == (EngineConfig(**whole),)  # type: ignore[arg-type]
@@ -202,7 +204,7 @@ def test_hosts_to_listen_on(host: str) -> None:
         ("tokenizer.path", "a\0b", "is no path"),
         ("tokenizer.remote_endpoint", "vllm:8000", "is no http:// or https:// URL"),
         ("tokenizer.timeout_s", "-0.5", "is out of range"),
-        ("routing.policy", "magic", "is no policy. Give one of warmroute, round_robin, least_loaded."),
+        ("routing.policy", "magic", "is no policy. Give one of warmroute, round_robin, random,"),
         ("routing.prefill_tokens_per_s", "0", "is out of range"),
         ("routing.degraded_belief", "1.01", "is out of range. Give a number from 0 to 1."),
         ("log.level", "trace", "is none of them"),

@@ -149,6 +149,7 @@ def answers(index: PrefixIndex, prompts: Sequence[Sequence[PrefixHash]], workers
     sizes = index.sizes()
     return (
         [[sorted(index.match(prompt, size), key=lambda o: o.worker) for size in (SIZE, 1, 4)] for prompt in prompts],
+        [[index.depth(worker, prompt, size) for worker in ids[:3] for size in (SIZE, 4)] for prompt in prompts],
         index.block_sizes(),
         [(index.prefix_sizes(worker), index.worker_sizes(worker)) for worker in ids],
         (sizes.workers, sizes.nodes, sizes.copies, sizes.orphans, sizes.unresolved),

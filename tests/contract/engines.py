@@ -97,7 +97,12 @@ class Engines:
     def match(
         self, labels: Sequence[int], size: int = BLOCK_SIZE, *, lora: str | None = None, salt: str | None = None
     ) -> list[Overlap]:
-        return self.index.match(prefix_hashes(tokens_of(labels, size), size, lora=lora, cache_salt=salt), size)
+        prefixes = prefix_hashes(tokens_of(labels, size), size, lora=lora, cache_salt=salt)
+        found = self.index.match(prefixes, size)
+        blocks = {overlap.worker: overlap.blocks for overlap in found}
+        for worker in {*range(4), *blocks}:
+            assert self.index.depth(WorkerId(worker), prefixes, size) == blocks.get(WorkerId(worker), 0)
+        return found
 
     def find(
         self, labels: Sequence[int], size: int = BLOCK_SIZE, *, lora: str | None = None, salt: str | None = None

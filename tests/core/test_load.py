@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute.core.load import Lease, LoadTable
+from warmroute.core.rates import FIXED_S, RateTable
 from warmroute.types import WorkerId
 
 W1, W2 = WorkerId(1), WorkerId(2)
 
 
 def book(table: LoadTable, worker: WorkerId = W1, tokens: int = 100, *, observable: bool = True) -> Lease:
-    return table.book(worker, tokens, prefill_observable=observable, prefill_ends_at=10.0)
+    return table.book(worker, 2 * tokens, tokens, 0.0, prefill_observable=observable)
 
 
 def seen(table: LoadTable, worker: WorkerId = W1, now: float = 0.0) -> tuple[int, int, int]:
@@ -25,7 +26,7 @@ def test_a_lease_is_prefill_first_then_decoding_then_gone() -> None:
     table = LoadTable()
     lease = book(table)
     assert seen(table) == (1, 100, 0)
-    table.prefilled(lease)
+    table.prefilled(lease, 1.0)
     assert seen(table) == (1, 0, 1)
     table.release(lease)
     assert seen(table) == (0, 0, 0)
@@ -42,7 +43,7 @@ def test_what_comes_after_the_end_changes_nothing() -> None:
     first, second = book(table), book(table)
     table.release(first)
     table.release(first)
-    table.prefilled(first)
+    table.prefilled(first, 1.0)
     assert seen(table) == (1, 100, 0)
     table.release(second)
     table.check()
@@ -59,16 +60,34 @@ def test_workers_do_not_share_load() -> None:
 def test_an_answer_that_shows_no_first_byte_is_decoding_when_its_prefill_should_be_done() -> None:
     table = LoadTable()
     lease = book(table, observable=False)
-    assert seen(table, now=9.9) == (1, 100, 0)
-    assert seen(table, now=10.0) == (1, 0, 1)
+    done_at = table.free_at[lease.slot]
+    assert done_at == pytest.approx(FIXED_S + 100 / 8000)
+    assert seen(table, now=done_at - 0.001) == (1, 100, 0)
+    assert seen(table, now=done_at) == (1, 0, 1)
     table.release(lease)
-    assert seen(table, now=11.0) == (0, 0, 0)
+    assert seen(table, now=1.0) == (0, 0, 0)
 
 
-def test_an_idle_worker_is_not_kept() -> None:
+def test_the_place_of_a_worker_that_left_is_given_to_another() -> None:
     table = LoadTable()
-    table.release(book(table))
-    assert not table._loads
+    first, second = book(table, W1), book(table, W2)
+    table.release(first)
+    table.keep_only([])
+    assert table.slot(WorkerId(3)) == first.slot, "W2 has a request in flight: its place is not free"
+    assert second.slot != first.slot
+    table.release(second)
+
+
+def test_time_passing_and_first_bytes_say_when_the_queue_will_be_empty() -> None:
+    table = LoadTable(RateTable(prefill_tokens_per_s=1000.0))
+    a, b, c = (table.book(W1, 500, 480, 10.0, prefill_observable=True) for _ in range(3))
+    assert table.free_at[a.slot] == pytest.approx(11.5)
+    table.prefilled(a, 11.0)  # twice as slow as expected: what is behind it is late
+    assert table.free_at[a.slot] == pytest.approx(12.0)
+    table.prefilled(b, 12.0)
+    table.prefilled(c, 12.5)
+    assert table.free_at[a.slot] == 12.5
+    assert table.rates.prefill_s(a.slot, 480) > 0.5, "it has learned"
 
 
 @given(st.lists(st.tuples(st.sampled_from(["book", "prefilled", "release"]), st.integers(0, 20), st.booleans())))
@@ -78,10 +97,10 @@ def test_load_is_the_sum_over_open_leases(steps: list[tuple[str, int, bool]]) ->
         now += 1.0
         if step == "book":
             worker = W1 if flag else W2
-            leases.append(table.book(worker, number, prefill_observable=flag, prefill_ends_at=now + 3))
+            leases.append(table.book(worker, number, number, now, prefill_observable=flag))
         elif leases:
             lease = leases[number % len(leases)]
-            table.prefilled(lease) if step == "prefilled" else table.release(lease)
+            table.prefilled(lease, now) if step == "prefilled" else table.release(lease)
         for worker in (W1, W2):
             load = table.of(worker, now)
             live = [lease for lease in leases if lease.worker == worker and lease.open]
@@ -94,6 +113,6 @@ def test_load_is_the_sum_over_open_leases(steps: list[tuple[str, int, bool]]) ->
 def test_check_finds_a_broken_sum() -> None:
     table = LoadTable()
     book(table)
-    table.of(W1, 0.0).prefill_tokens = -1
+    table.prefill_tokens[table.slot(W1)] = -1
     with pytest.raises(AssertionError):
         table.check()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.index.reference import ReferenceIndex
-from warmroute.core.policy import Candidates
+from warmroute.core.policies import Candidates
+from warmroute.core.rates import FIXED_S
 from warmroute.core.router import PickRequest, Reason, Router
 from warmroute.core.wire.events import BlockRemoved, BlockStored
 from warmroute.errors import NoWorkerError
@@ -75,8 +76,8 @@ def test_the_warm_worker_wins_and_the_decision_says_why() -> None:
     assert [rows[f"127.0.0.1:800{n}"].overlap_tokens for n in range(3)] == [0, 160, 64]
     assert rows["127.0.0.1:8001"].chosen
     assert rows["127.0.0.1:8001"].overlap_by_medium == {"GPU": 160}
-    assert rows["127.0.0.1:8000"].cost == pytest.approx(0.161)
-    assert rows["127.0.0.1:8001"].cost == pytest.approx(0.001)
+    assert rows["127.0.0.1:8000"].cost == pytest.approx(FIXED_S + 0.161)
+    assert rows["127.0.0.1:8001"].cost == pytest.approx(FIXED_S + 0.001)
 
 
 def test_the_last_token_is_never_taken_from_a_cache() -> None:
@@ -217,6 +218,19 @@ def test_slower_media_are_worth_less() -> None:
     assert rows["127.0.0.1:8000"].overlap_by_medium == {"CPU": 160}
 
 
+def test_t26_a_block_in_two_media_counts_once_at_the_fastest() -> None:
+    router, fleet, index = make(3)
+    prompt = tokens(10)
+    store(index, 0, prompt)
+    store(index, 0, prompt, Medium.CPU)
+    store(index, 1, prompt)
+    store(index, 2, prompt, Medium.CPU)
+    rows = {row.worker: row for row in router.pick(ask(prompt), fleet, 0.0).explain()}
+    both, gpu, cpu = (rows[f"127.0.0.1:800{n}"] for n in range(3))
+    assert (both.overlap_tokens, both.overlap_by_medium) == (160, {"GPU": 160})
+    assert both.cost == gpu.cost < cpu.cost
+
+
 def test_b22_an_adapter_matches_only_its_own_blocks() -> None:
     router, fleet, index = make(2)
     prompt = tokens(10)
@@ -295,3 +309,87 @@ def test_whatever_is_asked_load_returns_to_zero(steps: list[tuple[int, int, bool
         router.release(decision, 1.0, served=served)
     router.load.check()
     assert all(router.load.of(w.id, 200.0).requests == 0 for w in fleet.workers)
+
+
+def sliding(index: ReferenceIndex, number: int, prompt: list[int]) -> None:
+    """What a hybrid model announces of a prompt: one full group, and one whose window is two blocks."""
+    store(index, number, prompt)
+    blocks = len(prompt) // BLOCK
+    kept = BlockStored(
+        block_hashes=tuple(1000 * prompt[0] + n for n in range(blocks))[-2:],
+        parent=None,
+        token_ids=tuple(prompt),
+        block_size=BLOCK,
+        group=1,
+        sliding_window=2 * BLOCK,
+        by_hash=True,
+    )
+    index.apply(WorkerId(number), [kept])
+
+
+def test_claims_made_before_a_worker_showed_its_windows_end_when_it_does() -> None:
+    router, fleet, index = make(1)
+    prompt = tokens(7)
+    first = router.pick(ask(prompt), fleet, 0.0)
+    assert first.claims
+    router.release(first, 0.1, served=True)
+    assert router.pick(ask(prompt[: 3 * BLOCK + 1]), fleet, 0.1).overlap_tokens == 3 * BLOCK
+    sliding(index, 0, prompt[: 7 * BLOCK])
+    router.applied(WorkerId(0), 0.2)
+    assert router.pick(ask(prompt[: 3 * BLOCK + 1]), fleet, 0.2).overlap_tokens == 0
+
+
+def test_of_several_answers_one_that_came_second_is_reported() -> None:
+    router, fleet, _ = make(1)
+    cold = router.pick(ask(tokens(4, tail=3), n=3), fleet, 0.0)
+    assert (cold.overlap_tokens, cold.predicted_tokens) == (0, 4 * BLOCK)
+    assert router.pick(ask(tokens(4, 900, tail=3), n=3, skips_cache_read=True), fleet, 0.0).predicted_tokens == 0
+    assert router.pick(ask(None, n=2), fleet, 0.0).predicted_tokens == 0
+
+
+def test_of_several_prompts_the_last_is_reported() -> None:
+    router, fleet, index = make(1)
+    warm, cold = tokens(4), tokens(6, 5000)
+    store(index, 0, warm)
+    assert router.pick(ask(cold, further_prompts=(warm,)), fleet, 0.0).predicted_tokens == 4 * BLOCK
+    router, fleet, index = make(1)
+    store(index, 0, warm)
+    assert router.pick(ask(warm, further_prompts=(cold,)), fleet, 0.0).predicted_tokens == 0
+    # what an earlier prompt of the same request leaves is there for a later one
+    cut = [*cold[: 3 * BLOCK], 1, 2]
+    assert router.pick(ask(cut, further_prompts=(tokens(1, 800), cold)), fleet, 0.0).predicted_tokens == 3 * BLOCK
+    assert router.pick(ask(warm, further_prompts=None), fleet, 0.0).predicted_tokens is None
+
+
+def test_a_rank_that_the_client_names_is_the_only_one_asked() -> None:
+    router, fleet, index = make(1)
+    prompt = tokens(4)
+    models = fleet.workers[0].models
+    ranks = [Worker(id=WorkerId(5 + n), endpoint=Endpoint("a", 1), rank=n, ranks=2, models=models) for n in range(2)]
+    store(index, 5, prompt)
+    assert router.pick(ask(prompt), Fleet(ranks), 0.0).worker.rank == 0
+    assert router.pick(ask(prompt, rank=1), Fleet(ranks), 0.0).worker.rank == 1
+    assert router.pick(ask(prompt, rank=1), fleet, 0.0).worker is fleet.workers[0]
+
+
+def test_an_adapter_loaded_from_elsewhere_finds_nothing_until_it_is_pointed_back() -> None:
+    router, fleet, index = make(2)
+    prompt, here = tokens(4), fleet.workers[0]
+
+    def overlaps() -> list[int]:
+        asked = PickRequest(model="adapter", token_ids=prompt)
+        now = 100.0
+        decision = router.pick(asked, fleet, now)
+        router.release(decision, now, served=False)
+        return decision.candidates.overlap_tokens
+
+    for each in fleet.workers:
+        router.adapters.loaded(each, "adapter", "/first")
+        store(index, each.id, prompt, lora=router.adapters.key(each.id, "adapter"))
+    assert overlaps() == [64, 64]
+    router.adapters.loaded(here, "adapter", "/second")
+    assert overlaps() == [0, 64]
+    assert (router.adapters.renames(here.id), router.adapters.renames(WorkerId(1))) == (True, False)
+    router.adapters.loaded(here, "adapter", "/first")
+    assert overlaps() == [64, 64]
+    assert not router.adapters.renames(here.id)

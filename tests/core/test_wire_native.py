@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from typing import Any
 
@@ -225,11 +226,23 @@ def keyed(**fields: object) -> dict[str, object]:
         msgspec.Raw(b"\x94" + msgspec.msgpack.encode("BlockRemoved")),
         msgspec.Raw(b"\x82\xa4type\xacBlockRemoved\xa1\xff\x01"),
         msgspec.Raw(b"\x82\xa4type\xacBlockRemoved\x01\x01"),
+        msgspec.Raw(b"\x83\xa4type\xacBlockRemoved\xacblock_hashes\x90\xacblock_hashes\x91\x01"),
+        msgspec.Raw(b"\x83\xa4type\xacBlockRemoved\xacblock_hashes\x90\xa4type\xacBlockRemoved"),
+        ["BlockStored", [1], None, [1], 1, None, None, msgspec.Raw(b"\x82\xaacache_salt\xa1a\xaacache_salt\xa1b")],
         None,
     ],
 )
 def test_what_is_in_doubt_is_left_to_python(event: object) -> None:
     assert decode_natively(payload(event)) is None
+
+
+@pytest.mark.parametrize("lora", [None, "", "sql"])
+@pytest.mark.parametrize(
+    "first",
+    [[], ["sql"], ["sql", "sql"], [["sql", 3]], [["sql"], "sql"], [b"sql"], [""], ["x", "sql"], [[], "sql"], [3]],
+)
+def test_the_adapters_name_among_the_keys(lora: str | None, first: list[object]) -> None:
+    assert read_alike(payload(keyed(lora_name=lora, lora_id=7, extra_keys=[first, None], cache_salt="sql")))
 
 
 @pytest.mark.parametrize("depth", [0, 8, 30])
@@ -274,3 +287,42 @@ class TestMarks:
     def test_golden_payloads_have_their_own(self) -> None:
         assert len({payload_mark(seed) for seed in SEEDS}) == len(set(SEEDS))
         assert all(decode_batch(seed).mark == payload_mark(seed) for seed in SEEDS)
+
+
+# Long runs of token ids are read from several places at once, found by how ids usually look.
+VOCABULARIES = {
+    "usual": lambda r: r.randrange(150_000),
+    "small": lambda r: r.randrange(128),
+    "two bytes": lambda r: r.randrange(256, 65_536),
+    "mixed": lambda r: r.choice([r.randrange(200), r.randrange(2**16), r.randrange(2**32)]),
+    "traps": lambda r: r.choice([0xCE00CE, 0xCE, 0xCD, 0xCDCD, 0xCECE, 0xCE00, 0xCDCE00CE, 0, 0xCE00CE00, 0xCD0000CD]),
+    "mostly traps": lambda r: r.choice([0xCE00CE00] * 20 + [0, 0xCD, 0xCE00]),
+}
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_long_runs_of_tokens(vocabulary: str) -> None:
+    r = random.Random(vocabulary)
+    for blocks in (15, 16, 17, 24, 40, 77, 128):
+        tokens = [VOCABULARIES[vocabulary](r) for _ in range(blocks * 16)]
+        assert read_alike(payload(["BlockStored", list(range(blocks)), None, tokens, 16]))
+        assert read_alike(
+            payload(["BlockStored", list(range(blocks)), None, tokens, 16, None, "GPU", None, [None] * blocks])
+        )
+
+
+@pytest.mark.parametrize("intruder", [None, "x", -1, 2**32, 1.5, [1], b"\xce\x00", True])
+def test_one_wrong_token_among_many(intruder: object) -> None:
+    r = random.Random(1)
+    for position in [0, 1, 200, 255, 256, 257, 700, 1023, 1024, *(r.randrange(2048) for _ in range(40)), 2047]:
+        tokens: list[object] = [r.randrange(150_000) for _ in range(2048)]
+        tokens[position] = intruder
+        event = ["BlockStored", list(range(128)), None, tokens, 16]
+        assert decode_natively(payload(event)) is None
+
+
+def test_long_runs_that_are_cut_short() -> None:
+    r = random.Random(2)
+    whole = payload(["BlockStored", list(range(40)), None, [r.randrange(150_000) for _ in range(640)], 16])
+    for end in range(len(whole)):
+        assert decode_natively(whole[:end]) is None

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from warmroute.edge.engine_api import ANSWER_BYTES_MAX, HttpEngineApi, event_sources
 from warmroute.errors import EngineError
-from warmroute.service.ports import EngineFacts, EventAddress
+from warmroute.service.ports import EngineFacts, EventAddress, Health
 from warmroute.testing.engine.options import EngineOptions
 from warmroute.testing.engine.simulated import SimulatedEngine
 from warmroute.types import Endpoint, ModelInfo
@@ -50,7 +50,7 @@ async def test_all_that_an_engine_says(session: aiohttp.ClientSession, serve: Se
         "/metrics": METRICS,
     }
     assert await facts_of(session, serve, pages) == EngineFacts(
-        models=(ModelInfo("base", None, 2048, 5), ModelInfo("sql", "base", None, 6)),
+        models=(ModelInfo("base", None, 2048, 5, root="/m"), ModelInfo("sql", "base", None, 6)),
         event_sources={0: EventAddress("tcp://127.0.0.1:5557", "tcp://127.0.0.1:5567", "kv")},
         version="0.32.0",
         block_size=32,
@@ -100,7 +100,8 @@ async def test_nobody_there(session: aiohttp.ClientSession, unused_tcp_port: int
     api, endpoint = HttpEngineApi(session, 5.0), Endpoint("127.0.0.1", unused_tcp_port)
     with pytest.raises(EngineError, match=r"cannot be reached .* check that the engine runs there"):
         await api.facts(endpoint)
-    assert not await api.healthy(endpoint)
+    assert await api.health(endpoint) is Health.REFUSED
+    assert await api.cache_counters(endpoint) == {}
 
 
 async def test_somebody_who_does_not_speak_http(session: aiohttp.ClientSession) -> None:
@@ -123,15 +124,17 @@ async def test_no_answer_in_time(session: aiohttp.ClientSession, serve: Serve) -
     api, endpoint = HttpEngineApi(session, 0.01), await serve(never)
     with pytest.raises(EngineError, match=r"/v1/models did not answer within 0\.01 s"):
         await api.facts(endpoint)
-    assert not await api.healthy(endpoint)
+    assert await api.health(endpoint) is Health.FAILING
 
 
-@pytest.mark.parametrize(("status", "healthy"), [(200, True), (500, False), (503, False), (404, False)])
-async def test_health(session: aiohttp.ClientSession, serve: Serve, status: int, healthy: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "health"), [(200, Health.GOOD), (500, Health.FAILING), (503, Health.FAILING), (404, Health.FAILING)]
+)
+async def test_health(session: aiohttp.ClientSession, serve: Serve, status: int, health: Health) -> None:
     async def respond(request: web.Request) -> web.Response:
         return web.Response(status=status if request.path == "/health" else 418)
 
-    assert await HttpEngineApi(session, 5.0).healthy(await serve(respond)) is healthy
+    assert await HttpEngineApi(session, 5.0).health(await serve(respond)) is health
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,7 @@ async def test_a_simulated_engine_with_two_ranks_and_an_adapter(session: aiohttp
         assert [(model.id, model.parent) for model in facts.models] == [("tiny", None), ("sql", "tiny")]
         assert facts.block_size == 32
         assert facts.process_start is not None
-        assert await api.healthy(engine.endpoint)
+        assert await api.health(engine.endpoint) is Health.GOOD
 
 
 async def test_a_restarted_engine_is_known_by_its_process_start(session: aiohttp.ClientSession) -> None:

@@ -43,7 +43,7 @@ class Stage:
         self.membership = Membership(Config(), FakeEngineApi(), self.following, lambda: 100.0)
         tokens = Tokens(TokenizerConfig(), lambda: 100.0)
         self.routing = Routing(self.router, self.membership, tokens, GatewayConfig(), lambda: 100.0)
-        self.following.on_removed = self.routing.tracking.forget_worker
+        self.following.on_removed = lambda _, name: self.routing.tracking.forget_worker(name)
         self.metrics = Metrics(self.routing, self.membership, self.following.streams, tokens, Plane(), lambda: 100.0)
         self.set_fleet(worker(1, TrustState.LIVE), worker(2, TrustState.BLIND))
 

@@ -144,3 +144,11 @@ async def test_nobody_there_is_said_so_with_when_to_come_again() -> None:
         assert (await stack.client.get("/health")).status == 200
         ready = await stack.client.get("/ready")
         assert (ready.status, ready.body["ready"]) == (503, False)
+
+
+async def test_errors_of_our_own_carry_the_request_id(stack: Stack) -> None:
+    for given in ("mine-1", None):
+        headers = {"x-request-id": given} if given else {}
+        answer = await stack.client.ask(model="nobody", headers=headers)
+        assert answer.status == 404
+        assert answer.request_id == given if given else answer.request_id

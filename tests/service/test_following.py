@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from warmroute.config.tree import EventsConfig
@@ -40,7 +38,7 @@ class Stage:
         self.gone: list[str] = []
         self.fleets: list[Fleet] = []
         self.following.set_trust = self.trusted
-        self.following.on_removed = self.gone.append
+        self.following.on_removed = lambda _, name: self.gone.append(name)
         self.following.on_fleet = self.fleets.append
 
     def source(self, address: EventAddress) -> EventSource:
@@ -158,13 +156,18 @@ def test_ticks_reach_every_stream() -> None:
     assert [source.replays for source in sources] == [[0, 0]] * 2
 
 
-def test_a_loss_is_warned_of_with_the_workers_name(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_a_worker_in_doubt_is_dropped_and_rebuilt_from_a_replay() -> None:
     stage = Stage()
     source = stage.live()
-    source.publish(1, b"\xc1")
-    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert record.getMessage().startswith("10.0.0.1:8001 is DEGRADED: batch 1 could not be read")
+    stage.following.resync(ONE, "its predictions fail")
+    assert stage.router.index.worker_sizes(ONE).blocks == 0
+    assert source.replays[-1] == 0
+    assert stage.trusts[-1] == (ONE, TrustState.REPLAYING)
+    assert stage.following.streams[ONE].counts.stream["resyncs"] == 1
+    source.answer([(0, STORED)])
+    assert stage.router.index.worker_sizes(ONE).blocks == 2
+    assert stage.trusts[-1] == (ONE, TrustState.LIVE)
+    stage.following.resync(WorkerId(99), "unknown workers are no error")
 
 
 def test_closing_ends_everybody() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from warmroute.config.tree import Config, EngineConfig, EventsConfig
+from warmroute.config.tree import Config, EngineConfig, EventsConfig, MembershipConfig
 from warmroute.errors import ConfigError
-from warmroute.service.membership import FACTS_EVERY, Membership, endpoint_of, event_addresses
-from warmroute.service.ports import EngineFacts, EventAddress
+from warmroute.service.membership import FACTS_EVERY, Membership, endpoint_of, engine_keys, event_addresses
+from warmroute.service.ports import CacheCounters, EngineFacts, EventAddress
 from warmroute.testing.fakes import FakeEngineApi
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 
@@ -105,7 +105,7 @@ async def test_an_engine_that_is_down_at_start_is_waited_for_and_logged_once(cap
         await stage.time.advance(30)
         assert stage.membership.fleet.workers == ()
         assert len(caplog.records) == 1
-        assert stage.membership.engines() == [(A, False, "its /health does not answer 200")]
+        assert stage.membership.engines() == [(A, False, "it refuses to be connected to")]
         stage.api.known[A] = facts(PUB)
         await stage.time.advance(1)
         assert stage.ready() == [A.authority]
@@ -151,7 +151,9 @@ async def test_a_failed_probe_takes_requests_away_and_a_good_one_gives_them_back
     async with stage.running():
         stage.heard.take()
         stage.api.unhealthy.add(A)
-        await stage.time.advance(2)
+        await stage.time.advance(3)  # two probes: it may only be busy
+        assert stage.ready() == [A.authority]
+        await stage.time.advance(1)
         assert stage.ready() == []
         assert stage.membership.fleet.serving("m") != ()
         stage.api.unhealthy.clear()
@@ -331,3 +333,61 @@ def test_urls() -> None:
     for url in ("h:81", "ftp://h", "http://h:99999", "http://h/v1", "http://:80", ""):
         with pytest.raises(ConfigError, match="Write http://HOST:PORT"):
             endpoint_of(url)
+
+
+async def test_an_engine_that_refuses_connections_is_left_alone_at_once() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = facts(PUB)
+    async with stage.running():
+        del stage.api.known[A]
+        await stage.time.advance(2)
+        assert stage.ready() == []
+
+
+async def test_a_good_probe_between_bad_ones_begins_the_count_anew() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = facts(PUB)
+    async with stage.running():
+        for _ in range(5):
+            stage.api.unhealthy.add(A)
+            await stage.time.advance(3)
+            stage.api.unhealthy.clear()
+            await stage.time.advance(1)
+            assert stage.ready() == [A.authority]
+
+
+async def test_counters_are_read_only_where_they_are_wanted() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = facts(PUB)
+    stage.api.counters[A] = {0: CacheCounters(100, 50), 7: CacheCounters(1, 1)}
+    heard: list[tuple[WorkerId, float]] = []
+    stage.membership.on_counters = lambda worker, counters, _: heard.append((worker, counters.hits))
+    async with stage.running():
+        await stage.time.advance(10)
+        assert ("cache_counters", A) not in stage.api.calls
+        stage.membership.wants_counters = lambda _: True
+        await stage.time.advance(2)
+        assert heard == [(WorkerId(0), 50)]
+
+
+async def test_an_engine_asleep_takes_no_requests_until_it_is_woken() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = facts(PUB)
+    async with stage.running():
+        stage.membership.sleeps(A, asleep=True)
+        assert (stage.ready(), stage.membership.asleep()) == ([], {0})
+        await stage.time.advance(60)
+        assert stage.ready() == []
+        stage.membership.sleeps(A, asleep=False)
+        assert (stage.ready(), stage.membership.asleep()) == ([A.authority], set())
+        stage.membership.sleeps(A, asleep=True)
+        stage.api.known[A] = replace(facts(PUB), asleep=False)  # woken past us, as its metrics say
+        await stage.time.advance(2)
+        assert stage.ready() == [A.authority]
+
+
+def test_keys_are_the_engines_own_or_the_common_one() -> None:
+    engines = (EngineConfig(url=A.url, api_key="own"), EngineConfig(url=B.url))
+    assert engine_keys(Config(engines=engines)) == {A: "own"}
+    assert engine_keys(Config(engines=engines, membership=MembershipConfig(api_key="all"))) == {A: "own", B: "all"}
+    assert "own" not in repr(engines)

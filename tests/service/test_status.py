@@ -16,6 +16,7 @@ from warmroute.service.membership import Membership
 from warmroute.service.ports import EventAddress, Outcome, Reply
 from warmroute.service.status import Status
 from warmroute.service.tracking import Tracking, Trail
+from warmroute.service.trust import Trusts
 from warmroute.testing.events import FakeEventSource, encode_batch
 from warmroute.testing.fakes import FakeEngineApi
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
@@ -47,7 +48,14 @@ class Stage:
         self.membership = Membership(Config(), FakeEngineApi(), self.following, lambda: self.now)
         self.fleet = self.membership.fleet = Fleet(workers)
         self.tracking = Tracking()
-        self.status = Status(self.router, self.membership, self.following.streams, self.tracking, lambda: self.now)
+        self.status = Status(
+            self.router,
+            self.membership,
+            self.following.streams,
+            Trusts(lambda: self.now),
+            self.tracking,
+            lambda: self.now,
+        )
 
     def get(self, path: str) -> tuple[int, Any]:
         replies = self.status.replies()
@@ -109,6 +117,17 @@ def test_workers_say_how_far_they_are_believed_and_what_they_hold() -> None:
         "ready": True,
         "models": ["m", "sql"],
         "trust": {"state": "LIVE", "reason": "in sync", "since_s": 10.0},
+        "parity": {
+            "judged": 0,
+            "too_high": 0,
+            "too_low": 0,
+            "predicted_tokens": 0,
+            "reported_tokens": 0,
+            "alarm": None,
+            "pressure": 0.0,
+            "belief": 1.0,
+            "resyncs": 0,
+        },
         "blocks": 2,
         "orphan_blocks": 0,
         "block_size": 16,  # what its events say holds before what its metrics say
@@ -147,6 +166,7 @@ def test_a_decision_is_explained() -> None:
             "prompt_tokens": 40,
             "overlap_tokens": 32,
             "claimed_tokens": 0,
+            "predicted_tokens": 32,
             "reported_tokens": None,
             "outcome": None,
             "status": None,

@@ -12,8 +12,6 @@ from warmroute.service.ports import Outcome
 from warmroute.service.tracking import Attempt, Job, Tracking, Trail
 from warmroute.types import Endpoint, Fleet, ModelInfo, Worker, WorkerId
 
-ROUTER = Router(make_index(10))
-
 
 def trail(request_id: str, *, workers: int = 1, reason: str | None = None) -> Trail:
     fleet = Fleet(
@@ -22,7 +20,7 @@ def trail(request_id: str, *, workers: int = 1, reason: str | None = None) -> Tr
             for n in range(workers)
         ]
     )
-    decision = ROUTER.pick(PickRequest(model="m", token_ids=list(range(40))), fleet, 0.0)
+    decision = Router(make_index(10)).pick(PickRequest(model="m", token_ids=list(range(40))), fleet, 0.0)
     return Trail(request_id=request_id, decision=decision, no_tokens_reason=reason)
 
 
@@ -46,16 +44,6 @@ def test_the_oldest_decisions_are_forgotten_first(monkeypatch: pytest.MonkeyPatc
     assert [name for name in "abcde" if tracking.trail(name)] == ["b", "d", "e"]
 
 
-def test_decisions_among_many_workers_are_kept_for_less_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CANDIDATES_KEPT_MAX", 20)
-    tracking = Tracking()
-    for name in "abc":
-        tracking.decided(trail(name, workers=8))
-    assert [name for name in "abc" if tracking.trail(name)] == ["b", "c"]
-    tracking.decided(trail("c", workers=8))  # the same request again takes no more room
-    assert [name for name in "abc" if tracking.trail(name)] == ["b", "c"]
-
-
 def test_reports_are_compared_with_predictions() -> None:
     tracking = Tracking()
     for tokens, reason in ((0, None), (16, None), (16, "timeout")):
@@ -63,7 +51,7 @@ def test_reports_are_compared_with_predictions() -> None:
         tracking.reported(kept, tokens)
         assert kept.reported_tokens == tokens
     high = trail("b")
-    high.decision.overlap_tokens = 32
+    high.decision.predicted_tokens = 32
     tracking.reported(high, 16)
     worker = "10.0.0.1:8000"
     assert tracking.predictions == {(worker, "exact"): 1, (worker, "low"): 1, (worker, "high"): 1}

@@ -18,6 +18,7 @@ import aiohttp
 import uvloop
 import zmq
 
+from warmroute.app.own_policy import load_policy
 from warmroute.config.tree import Config
 from warmroute.core.index import make_index
 from warmroute.core.router import Router
@@ -27,12 +28,12 @@ from warmroute.edge.metrics import Metrics
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
 from warmroute.edge.zmq import zmq_event_sources
 from warmroute.service.following import Following
-from warmroute.service.membership import Membership
+from warmroute.service.membership import Membership, engine_keys
 from warmroute.service.ports import Tokenizer
 from warmroute.service.routing import Routing
 from warmroute.service.status import Status
 from warmroute.service.tokens import Tokens
-from warmroute.types import Fleet, TrustState
+from warmroute.types import Fleet, TrustState, WorkerId
 
 _log = logging.getLogger(__name__)
 
@@ -50,18 +51,27 @@ class Gateway:
         self.router = Router(make_index(config.events.orphan_blocks_max, config.events.blocks_max), config.routing)
         sources = zmq_event_sources(context, config.events)
         self.following = Following(self.router, sources, config.events, clock, time.time)
-        api = HttpEngineApi(session, config.membership.probe_timeout_s)
+        keys = engine_keys(config)
+        api = HttpEngineApi(session, config.membership.probe_timeout_s, keys)
         self.membership = Membership(config, api, self.following, clock)
-        remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s)
+        remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s, keys)
         self.tokens = Tokens(config.tokenizer, clock, _local_tokenizer(config), remote)
         self.routing = Routing(self.router, self.membership, self.tokens, config.gateway, clock)
+        self.trusts = self.routing.trusts
         self.server = HttpServer(self.routing, config.gateway)
-        self.status = Status(self.router, self.membership, self.following.streams, self.routing.tracking, clock)
-        metrics = Metrics(self.routing, self.membership, self.following.streams, self.tokens, self.server.counts, clock)
+        streams = self.following.streams
+        self.status = Status(self.router, self.membership, streams, self.trusts, self.routing.tracking, clock)
+        metrics = Metrics(self.routing, self.membership, streams, self.tokens, self.server.counts, clock)
         self.routing.answer_locally(self.status.replies() | {"/metrics": metrics.reply})
         self.routing.on_reset = self.following.cleared
-        self.following.on_removed = self.routing.tracking.forget_worker
-        self.following.set_trust = self.membership.set_trust
+        self.routing.removed_blocks = self.following.removed_blocks
+        self.following.on_removed = self._removed
+        self.following.set_trust = self.trusts.streamed
+        self.trusts.publish = self.membership.set_trust
+        self.trusts.resync = self.following.resync
+        self.trusts.name_of = self.membership.name_of
+        self.membership.wants_counters = self.trusts.wants_counters
+        self.membership.on_counters = self.trusts.counted
         self.following.on_fleet = self._fleet_changed
         self.port = 0
         self._changed = asyncio.Event()
@@ -97,8 +107,13 @@ class Gateway:
             await self._changed.wait()
             await self.tokens.verify(self.membership.fleet)
 
+    def _removed(self, worker: WorkerId, name: str) -> None:
+        self.trusts.forget(worker)
+        self.trusts.forget_name(name)
+        self.routing.tracking.forget_worker(name)
+
     def _fleet_changed(self, fleet: Fleet) -> None:
-        del fleet  # membership holds the newest
+        self.router.adapters.learn(fleet)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

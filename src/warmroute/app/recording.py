@@ -72,6 +72,7 @@ class Admin(msgspec.Struct, tag_field="k", tag="admin"):
     path: str
     status: int
     text: str = ""
+    body: dict[str, Any] | None = None
 
 
 class Restart(msgspec.Struct, tag_field="k", tag="restart"):

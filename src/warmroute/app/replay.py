@@ -132,6 +132,8 @@ class _Running:
     decision: Decision
     asked: RoutingRequest
     concurrent: bool
+    unannounced: int
+    """Requests answered before whose blocks had not been announced when this one was sent."""
 
 
 _Step: TypeAlias = tuple[float, int, Any]
@@ -167,6 +169,7 @@ class _Player:
             on_trust=self._on_trust,
             on_applied=lambda applied: router.applied(applied, self.now),
             on_cleared=router.forget,
+            adapters=router.adapters,
         )
         for worker, src in zip(self.fleet.workers, self._sockets(), strict=True):
             source = RecordedSource(self.recording, src)
@@ -229,15 +232,18 @@ class _Player:
         pick = PickRequest(
             model=parsed.model,
             token_ids=request.prompt_token_ids,
+            further_prompts=parsed.further_prompts,
+            n=parsed.n,
             cache_salt=parsed.cache_salt,
             skips_cache_read=parsed.skips_cache_read,
             streamed=False,
             pinned=self._pinned(request),
         )
         decision = router.pick(pick, self.fleet, self.now)
+        unannounced = router.speculation.unconfirmed(decision.worker.id)
         for other in self.running.values():
             other.concurrent = True
-        self.running[id(request)] = _Running(request, decision, parsed, concurrent=bool(self.running))
+        self.running[id(request)] = _Running(request, decision, parsed, bool(self.running), unannounced)
 
     def _pinned(self, request: Request) -> WorkerId | None:
         for name, value in (request.headers or {}).items():
@@ -252,8 +258,8 @@ class _Player:
             return
         router.prefilled(running.decision, self.now)
         router.release(running.decision, self.now, served=True)
-        predicted, reported = running.decision.overlap_tokens, request.reported_tokens
-        if reported is None:
+        predicted, reported = running.decision.predicted_tokens, request.reported_tokens
+        if reported is None or predicted is None:
             self.judged.unjudged += 1
             return
         self.judged.requests += 1
@@ -284,9 +290,14 @@ class _Player:
             for stream in self.streams.values():
                 stream.cleared_by_gateway()
         elif admin.path == "/v1/load_lora_adapter":
-            for model in self.fleet.models:
-                if model.parent is not None and f"'{model.id}'" in admin.text:
-                    self.loaded[model.id] = self.loaded.get(model.id, 0) + 1
+            name, path = openai.adapter_of(msgspec.json.encode(admin.body or {}))
+            if name is not None and path is not None:
+                for worker in self.fleet.workers:
+                    router.adapters.loaded(worker, name, path)
+            else:  # a recording that does not say what was loaded
+                for model in self.fleet.models:
+                    if model.parent is not None and f"'{model.id}'" in admin.text:
+                        self.loaded[model.id] = self.loaded.get(model.id, 0) + 1
 
     def _cause(self, running: _Running, reported: int) -> tuple[str, str]:
         """Why the prediction differs, as far as anybody outside the engine can tell."""
@@ -304,7 +315,8 @@ class _Player:
         shared = "other requests ran meanwhile; blocks are shared inside a step, events come after it"
         yield running.concurrent, "concurrent", shared
         again = self.loaded.get(asked.model, 0) > 1 and decision.overlap_tokens > reported
-        yield again, "adapter_reloaded", f"adapter {asked.model!r} was loaded again under the same name"
+        hidden = f"adapter {asked.model!r} was loaded again, the recording hides from where"
+        yield again, "adapter_reloaded", hidden
         late = sum(received > request.t0 > made for received, made in self.published)
         yield late > 0, "late_events", f"{late} earlier batches reached the subscriber only after it was sent"
         yield self.reset_pending, "reset_pending", "the cache was reset; the engine says so only with its next step"
@@ -312,6 +324,8 @@ class _Player:
         yield unknown, "not_announced", f"{trust.state}: {trust.reason}"
         unpinned = len(self.fleet.workers) > 1 and self._pinned(request) is None
         yield unpinned, "other_rank", "the engine chose the data-parallel rank itself"
+        silent = running.unannounced
+        yield silent > 0, "late_events", f"what {silent} earlier answers left behind had not been announced yet"
 
     def _fleet(self) -> Fleet:
         models = tuple(self._models())
@@ -324,6 +338,7 @@ class _Player:
                     ranks=len(self._sockets()),
                     models=models,
                     block_size=self.recording.meta.block_size,
+                    version=self.recording.meta.version,
                 )
                 for rank in range(len(self._sockets()))
             ]

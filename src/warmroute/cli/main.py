@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "serve": "Route OpenAI-compatible requests to the engines whose cache is warm for them.",
     "check-config": "Show the effective configuration and where each setting comes from.",
     "replay": "Feed recordings through the production path and compare predictions with what the engine reported.",
+    "doctor": "Look for what is wrong with engines, and say which arguments mend it.",
     "demo": "Three simulated engines behind the gateway: what was predicted, what was reported, beside round robin.",
     "engine": "Run a simulated vLLM: no model, no GPU, but a real cache and real events.",
 }

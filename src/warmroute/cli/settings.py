@@ -1,24 +1,30 @@
 """Commands that take the configuration: every leaf of the tree as a flag, and the three sources read.
 
-Invariant: this module and no other reads the process's environment and the configuration file; what is made of them is
-decided in `warmroute.config`.
+Invariant: this module and no other reads the process's environment, the configuration file and the files of keys; what
+is made of them is decided in `warmroute.config`.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from warmroute.config import Loaded, load
 from warmroute.config.leaves import ENGINES, LEAVES, SECTIONS, Leaf
+from warmroute.config.ranges import check_key
 from warmroute.config.sources import CONFIG_VARIABLE
+from warmroute.config.tree import EngineConfig, MembershipConfig
 from warmroute.errors import ConfigError
 
 SHORT_FLAGS = {"gateway.host": "--host", "gateway.port": "--port"}
 """Flags that are typed often, by their leaf."""
+
+
+Keyed = TypeVar("Keyed", EngineConfig, MembershipConfig)
 
 
 class SettingsCommand(click.Command):
@@ -53,7 +59,7 @@ def read_sources(flags: dict[str, str | tuple[str, ...]], environ: dict[str, str
     """The configuration of this process. Raises ConfigError."""
     path = config_file if config_file is not None else environ.get(CONFIG_VARIABLE)
     if path is None:
-        return load(flags=flags, environ=environ)
+        return _with_keys(load(flags=flags, environ=environ))
     from warmroute.config.document import parse_document  # noqa: PLC0415  no file, no YAML parser
 
     try:
@@ -62,7 +68,30 @@ def read_sources(flags: dict[str, str | tuple[str, ...]], environ: dict[str, str
         source = "--config" if config_file is not None else CONFIG_VARIABLE
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ConfigError(source, f"{path!r} cannot be read: {reason}", "Give the path of a YAML file.") from None
-    return load(flags=flags, environ=environ, document=parse_document(text, path), file_name=path)
+    return _with_keys(load(flags=flags, environ=environ, document=parse_document(text, path), file_name=path))
+
+
+def _with_keys(loaded: Loaded) -> Loaded:
+    """Read the files that hold keys."""
+    config = loaded.config
+    engines = tuple(_with_key(engine, f"engines[{number}]") for number, engine in enumerate(config.engines))
+    config = replace(config, engines=engines, membership=_with_key(config.membership, "membership"))
+    return replace(loaded, config=config)
+
+
+def _with_key(section: Keyed, name: str) -> Keyed:
+    path = section.api_key_file
+    if path is None:
+        return section
+    setting = f"{name}.api_key_file"
+    try:
+        key = Path(path).read_text(encoding="utf-8").strip()
+        check_key(key)
+    except OSError as error:
+        raise ConfigError(setting, f"{path!r} cannot be read: {error.strerror}", "Give the key's file.") from None
+    except ValueError:
+        raise ConfigError(setting, f"{path!r} holds no key", "Write the key alone into it, on one line.") from None
+    return replace(section, api_key=key)
 
 
 def require_engines(loaded: Loaded) -> None:

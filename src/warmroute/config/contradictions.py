@@ -45,6 +45,16 @@ def _local_needs_path(config: Config, said: Said) -> Iterator[ConfigError]:
         )
 
 
+def _one_key_each(config: Config, said: Said) -> Iterator[ConfigError]:
+    owners: dict[str, EngineConfig | MembershipConfig] = {"membership": config.membership}
+    owners |= {f"engines[{number}]": engine for number, engine in enumerate(config.engines)}
+    for name, owner in owners.items():
+        if owner.api_key is not None and owner.api_key_file is not None:
+            yield ConfigError(
+                f"{name}.api_key_file", f"given besides {name}.api_key ({_where(said, name)})", "Keep one of them."
+            )
+
+
 def _backoff_order(config: Config, said: Said) -> Iterator[ConfigError]:
     first, longest = config.events.reconnect_backoff_s, config.events.reconnect_backoff_max_s
     if first > longest:
@@ -160,6 +170,7 @@ RULES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
     (("tokenizer.mode", "tokenizer.path"), _local_needs_path),
     (("events.reconnect_backoff_s", "events.reconnect_backoff_max_s"), _backoff_order),
     (("events.port", "events.replay_port"), _one_port_each),
+    (("engines", "membership.api_key", "membership.api_key_file"), _one_key_each),
     (("engines",), _distinct_engines),
     (("engines",), _distinct_sockets),
     (("engines", "events.port", "events.replay_port"), _replay_clear_of_ranks),

@@ -21,6 +21,10 @@ from warmroute.config.ranges import RANGES, Form, Range
 
 ENV_PREFIX: Final = "WARMROUTE_"
 ENGINES: Final = "engines"
+SECRETS: Final = frozenset({"api_key"})
+"""Names of leaves whose values are never shown."""
+HIDDEN: Final = "********"
+"""What is shown in their place."""
 _NOUNS: Final = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 

@@ -7,6 +7,7 @@ this). Types are checked before; ranges see values of the leaf's own type.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -80,12 +81,35 @@ def _check_path(path: str) -> None:
         raise ValueError("is no path")
 
 
-POLICIES: Final = ("warmroute", "round_robin", "least_loaded")
+def check_key(key: str) -> None:
+    """Raises ValueError if `key` cannot stand in a header."""
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError("is no key: it is empty, or has characters that no header may carry")
+
+
+POLICIES: Final = (
+    "warmroute",
+    "round_robin",
+    "random",
+    "least_loaded",
+    "power_of_two",
+    "consistent_hash",
+    "approximate",
+    "aibrix",
+    "dynamo",
+    "llm_d",
+)
 """The policies that are built in."""
 
 
+def _check_header(name: str) -> None:
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", name):
+        raise ValueError("is no lower-case header name")
+
+
 def _check_policy(policy: str) -> None:
-    if policy not in POLICIES:
+    module, _, name = policy.rpartition(":")
+    if policy not in POLICIES and not (module and name.isidentifier()):
         raise ValueError("is no policy")
 
 
@@ -95,6 +119,8 @@ _PORT: Final = Range(1, PORT_MAX)
 _SHARE: Final = Range(0, 1)
 _RATE: Final = Range(0, 1e9, above=True)
 _URL: Final = Form("a URL http://HOST:PORT or https://HOST:PORT", parse_url)
+_KEY: Final = Form("a key without spaces, as it goes into a header", check_key)
+_FILE: Final = Form("the path of a file", _check_path)
 _ZMQ: Final = Form("a ZMQ address tcp://HOST:PORT or ipc://PATH to connect to", parse_zmq)
 _ZMQ_LISTEN: Final = Form("a ZMQ address tcp://*:PORT, tcp://HOST:PORT or ipc://PATH to listen on", parse_zmq_listen)
 
@@ -104,6 +130,8 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "engines[].events_listen": _ZMQ_LISTEN,
     "engines[].replay_endpoint": _ZMQ,
     "engines[].topic": Form(f"printable text of at most {TOPIC_BYTES_MAX} bytes", _check_topic),
+    "engines[].api_key": _KEY,
+    "engines[].api_key_file": _FILE,
     "engines[].data_parallel_size": Range(1, RANKS_MAX),
     "gateway.host": Form("an IP address or localhost", check_listen_host),
     "gateway.port": Range(0, PORT_MAX),
@@ -126,7 +154,9 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "tokenizer.path": Form("the path of a folder", _check_path),
     "tokenizer.remote_endpoint": _URL,
     "tokenizer.timeout_s": _TIME,
-    "routing.policy": Form(f"one of {', '.join(POLICIES)}", _check_policy),
+    "routing.policy": Form(f"one of {', '.join(POLICIES)}, or MODULE:CLASS, or FILE.py:CLASS", _check_policy),
+    "routing.session_header": Form("a header name in lower case", _check_header),
+    "routing.policy_ms_max": Range(0, 1e6, above=True),
     "routing.prefill_tokens_per_s": _RATE,
     "routing.decode_tokens_per_s": _RATE,
     "routing.decode_weight": Range(0, 1e6),
@@ -137,4 +167,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "membership.probe_interval_s": _TIME,
     "membership.probe_timeout_s": _TIME,
     "membership.retry_interval_s": _TIME,
+    "membership.failures_max": Range(1, 1000),
+    "membership.api_key": _KEY,
+    "membership.api_key_file": _FILE,
 }

@@ -1,6 +1,7 @@
 """The effective configuration as an operator reads it, and the reference page as the tree tells it.
 
-Invariant: `render_json`'s `config` is itself a configuration file that gives the same Config.
+Invariant: `render_json`'s `config` is itself a configuration file that gives the same Config, but for secrets: what
+they are is never shown.
 """
 
 from __future__ import annotations
@@ -8,10 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 from warmroute.config import tree
-from warmroute.config.leaves import ENGINE_LEAVES, ENGINES, LEAVES, REQUIRED, SECTIONS, Leaf, docstrings
+from warmroute.config.leaves import (
+    ENGINE_LEAVES,
+    ENGINES,
+    HIDDEN,
+    LEAVES,
+    REQUIRED,
+    SECRETS,
+    SECTIONS,
+    Leaf,
+    docstrings,
+)
 from warmroute.config.loading import Loaded
 
 BEGIN: Final = (
@@ -28,7 +39,7 @@ def render(loaded: Loaded) -> str:
 
 
 def _rows(loaded: Loaded) -> Iterator[tuple[str, str]]:
-    values = asdict(loaded.config)
+    values = _shown(loaded)
     for key, leaf in LEAVES.items():
         source = str(loaded.sources[key])
         if key != ENGINES:
@@ -42,6 +53,14 @@ def _rows(loaded: Loaded) -> Iterator[tuple[str, str]]:
                     yield f"{ENGINES}[{number}].{name} = {_scalar(value)}", source
 
 
+def _shown(loaded: Loaded) -> dict[str, Any]:
+    """The tree with its secrets hidden."""
+    values = asdict(loaded.config)
+    for section in (*values[ENGINES], *(values[name] for name in SECTIONS)):
+        section.update({name: HIDDEN for name in SECRETS if section.get(name) is not None})
+    return values
+
+
 def _scalar(value: object) -> str:
     return value if isinstance(value, str) and value.isprintable() and value else json.dumps(value)
 
@@ -49,7 +68,7 @@ def _scalar(value: object) -> str:
 def render_json(loaded: Loaded) -> str:
     """`config`: the tree, `sources`: dotted key -> source, `notes`: what else there is to say."""
     shown = {
-        "config": asdict(loaded.config),
+        "config": _shown(loaded),
         "sources": {key: str(source) for key, source in loaded.sources.items()},
         "notes": loaded.notes,
     }

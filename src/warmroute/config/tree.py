@@ -29,6 +29,10 @@ class EngineConfig:
     """Number of data-parallel ranks; None: as the engine says, else 1."""
     events: bool = True
     """False: route to this engine by load only; its worker is BLIND."""
+    api_key: str | None = field(default=None, repr=False)
+    """Key this engine wants (`vllm serve --api-key`); None: membership.api_key. Never logged or shown."""
+    api_key_file: str | None = None
+    """File whose content is that key; read once, at start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +109,15 @@ class RoutingConfig:
     """Choosing the worker."""
 
     policy: str = "warmroute"
-    """`warmroute` (least work left), `round_robin` or `least_loaded`."""
+    """`warmroute` (least work left), another that is built in, or your own as `MODULE:CLASS` or `FILE.py:CLASS`."""
+    policy_ms_max: float = 5.0
+    """A policy of your own that takes longer rests a hundred times as long; the default decides meanwhile."""
+    session_header: str = "x-session-id"
+    """Request header whose value the requests of one conversation share."""
+    overrides: bool = True
+    """Whether a request may name a built-in policy (`routing-strategy`) or a worker (`x-warmroute-worker`)."""
     prefill_tokens_per_s: float = 8000.0
-    """Prompt tokens an engine computes per second: what turns tokens into seconds."""
+    """Prompt tokens an engine computes per second, until its own answers have shown it."""
     decode_tokens_per_s: float = 40.0
     """Tokens per second of one running generation."""
     decode_weight: float = 1.0
@@ -131,7 +141,14 @@ class MembershipConfig:
     probe_timeout_s: float = 2.0
     """How long a probe may take."""
     retry_interval_s: float = 1.0
-    """Pause between two attempts to reach an engine that is down."""
+    """Pause between two attempts to reach an engine that is down, or whose last probe failed."""
+    failures_max: int = 3
+    """So many probes in a row must fail until an engine gets no more requests; one is enough if it refuses to be
+    connected to."""
+    api_key: str | None = field(default=None, repr=False)
+    """The key of engines that have none of their own. Never logged or shown."""
+    api_key_file: str | None = None
+    """File whose content is that key; read once, at start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

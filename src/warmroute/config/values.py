@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from warmroute.config.leaves import ENGINE_LEAVES, ENGINES, LEAVES, REQUIRED, Leaf
+from warmroute.config.leaves import ENGINE_LEAVES, ENGINES, HIDDEN, LEAVES, REQUIRED, SECRETS, Leaf
 from warmroute.config.sources import Given, Source, shown, unknown_key
 from warmroute.config.tree import EngineConfig
 from warmroute.errors import ConfigError
@@ -59,6 +59,8 @@ def leaf_value(leaf: Leaf, key: str, given: Given) -> object:
         refusal = "is none of them" if leaf.choices else _NO[leaf.kind]
     if refusal is None:
         return converted
+    if leaf.name in SECRETS:
+        value = HIDDEN
     quoted = ", in quotes" if leaf.kind is str and isinstance(value, bool | int | float) else ""
     raise ConfigError(key, f"{shown(value)} ({given.source}) {refusal}", f"Give {leaf.expects}{quoted}.")
 

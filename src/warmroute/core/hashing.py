@@ -32,10 +32,10 @@ where the native core is built. They give equal results for equal input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from operator import index
-from typing import Final
+from typing import Final, cast
 
 from warmroute.core.wire.events import ExtraKeys
 from warmroute.types import PrefixHash, TokenIds
@@ -145,6 +145,16 @@ def prefix_hashes(
     if not NATIVE:
         return reference_prefix_hashes(tokens, block_size, lora=lora, cache_salt=cache_salt)
     return _native.prefix_hashes(tokens, block_size, *_request_extras(lora, cache_salt))
+
+
+def prefix_hash_array(
+    tokens: TokenIds, block_size: int, *, lora: str | None = None, cache_salt: str | None = None
+) -> Sequence[PrefixHash]:
+    """`prefix_hashes` in the form that is cheapest here: a buffer of 64-bit numbers where the native core is built."""
+    if not NATIVE:
+        return reference_prefix_hashes(tokens, block_size, lora=lora, cache_salt=cache_salt)
+    array = _native.prefix_hash_array(tokens, block_size, *_request_extras(lora, cache_salt))
+    return cast("Sequence[PrefixHash]", array)
 
 
 def extend(parent: PrefixHash | None, tokens: TokenIds, extra: int = 0) -> PrefixHash:

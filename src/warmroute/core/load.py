@@ -5,43 +5,68 @@ late to keep a burst from piling onto one worker. A request is in prefill until 
 is decoding. An answer that is not streamed shows no first byte before its end, so its prefill is taken as done after
 the time it was estimated to take.
 
-Invariant: a worker's load is the sum over its open leases, and zero without any.
+Everything is kept in columns, one number per worker, because a decision reads all workers at once. The time at which a
+worker's prefill queue will be empty is one of them: booked seconds are added at dispatch, time passing takes them away,
+and every first byte says how far the worker really is::
+
+    booked       |--- A ---|-- B --|---- C ----|      first byte of A at t: C will be done at t + B + C
+                           ^ t                 ^ free_at
+
+Invariant: a worker's counts are the sums over its open leases, and zero without any.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 
+from warmroute.core.rates import RateTable
 from warmroute.types import LeaseId, WorkerId
 
 
 class Lease:
     """One request's claim on one worker, from dispatch to last byte."""
 
-    __slots__ = ("id", "open", "prefilling", "uncached_tokens", "worker")
+    __slots__ = ("at", "id", "mark", "open", "prefilling", "prompt_tokens", "slot", "uncached_tokens", "worker")
 
-    def __init__(self, lease: LeaseId, worker: WorkerId, uncached_tokens: int) -> None:
+    def __init__(self, lease: LeaseId, worker: WorkerId, prompt_tokens: int, uncached_tokens: int) -> None:
         self.id = lease
         self.worker = worker
+        self.prompt_tokens = prompt_tokens
         self.uncached_tokens = uncached_tokens
         """Prompt tokens the worker must compute for it, as estimated at dispatch."""
         self.prefilling = True
         self.open = True
+        self.slot = 0
+        self.at = 0.0
+        """When it was dispatched."""
+        self.mark = 0.0
+        """Seconds of prefill ever booked on the worker, this one's included."""
 
 
 class Load:
-    """One worker's open leases, summed up."""
+    """One worker's line of the table, as it is now."""
 
-    __slots__ = ("_unobserved", "decoding", "prefill_tokens", "requests")
+    __slots__ = ("_slot", "_table")
 
-    def __init__(self) -> None:
-        self.requests = 0
+    def __init__(self, table: LoadTable, slot: int | None) -> None:
+        self._table = table
+        self._slot = slot
+
+    @property
+    def requests(self) -> int:
         """Requests in flight."""
-        self.prefill_tokens = 0
+        return 0 if self._slot is None else self._table.requests[self._slot]
+
+    @property
+    def prefill_tokens(self) -> int:
         """Prompt tokens still to be computed for those in prefill."""
-        self.decoding = 0
+        return 0 if self._slot is None else self._table.prefill_tokens[self._slot]
+
+    @property
+    def decoding(self) -> int:
         """Requests past their prefill."""
-        self._unobserved: list[tuple[float, LeaseId, Lease]] = []
+        return 0 if self._slot is None else self._table.requests[self._slot] - self._table.prefilling[self._slot]
 
     def __repr__(self) -> str:
         return f"Load(requests={self.requests}, prefill_tokens={self.prefill_tokens}, decoding={self.decoding})"
@@ -50,64 +75,119 @@ class Load:
 class LoadTable:
     """Load per worker. The one place where leases are opened, moved on and closed."""
 
-    def __init__(self) -> None:
-        self._loads: dict[WorkerId, Load] = {}
+    def __init__(self, rates: RateTable | None = None) -> None:
+        self.rates = rates or RateTable()
+        self.requests: list[int] = []
+        """Requests in flight."""
+        self.prefilling: list[int] = []
+        """Requests in flight that wait for their first byte."""
+        self.prefill_tokens: list[int] = []
+        """Prompt tokens to be computed for those."""
+        self.kv_tokens: list[int] = []
+        """Prompt tokens of all requests in flight: what of the worker's cache cannot be evicted now, at least."""
+        self.free_at: list[float] = []
+        """When what is booked is expected to be computed, in seconds; in the past if nothing is."""
+        self._booked_s: list[float] = []
+        self._done_s: list[float] = []
+        self._progress_at: list[float] = []
+        self._slots: dict[WorkerId, int] = {}
+        self._unused: list[int] = []
+        self._unobserved: list[tuple[float, LeaseId, Lease]] = []
         self._last_lease = 0
 
+    def slot(self, worker: WorkerId) -> int:
+        """The worker's place in every column, given when it is first asked for; it keeps it until `keep_only`."""
+        slot = self._slots.get(worker)
+        if slot is None:
+            slot = self._unused.pop() if self._unused else len(self.requests)
+            if slot == len(self.requests):
+                for counts in (self.requests, self.prefilling, self.prefill_tokens, self.kv_tokens):
+                    counts.append(0)
+                for times in (self.free_at, self._booked_s, self._done_s, self._progress_at):
+                    times.append(0.0)
+            self.rates.start(slot)
+            self._slots[worker] = slot
+        return slot
+
+    def keep_only(self, workers: Iterable[WorkerId]) -> None:
+        """Give up the places of all other workers that have nothing in flight."""
+        for worker in self._slots.keys() - set(workers):
+            slot = self._slots[worker]
+            if not self.requests[slot]:
+                del self._slots[worker]
+                self.rates.end(slot)
+                for times in (self.free_at, self._booked_s, self._done_s, self._progress_at):
+                    times[slot] = 0.0
+                self._unused.append(slot)
+
     def book(
-        self, worker: WorkerId, uncached_tokens: int, *, prefill_observable: bool, prefill_ends_at: float
+        self, worker: WorkerId, prompt_tokens: int, uncached_tokens: int, now: float, *, prefill_observable: bool
     ) -> Lease:
         """Open a lease: `uncached_tokens` of prefill are now queued on `worker`.
 
         `prefill_observable` says that a first byte will tell when prefill is done (a streamed answer); if not, it is
-        taken as done at `prefill_ends_at` seconds.
+        taken as done when it is expected to be.
         """
         self._last_lease += 1
-        lease = Lease(LeaseId(self._last_lease), worker, uncached_tokens)
-        load = self._loads.setdefault(worker, Load())
-        load.requests += 1
-        load.prefill_tokens += uncached_tokens
+        lease = Lease(LeaseId(self._last_lease), worker, prompt_tokens, uncached_tokens)
+        slot = lease.slot = self.slot(worker)
+        seconds = self.rates.prefill_s(slot, uncached_tokens)
+        self.requests[slot] += 1
+        self.prefilling[slot] += 1
+        self.prefill_tokens[slot] += uncached_tokens
+        self.kv_tokens[slot] += prompt_tokens
+        self.free_at[slot] = max(self.free_at[slot], now) + seconds
+        lease.at = now
+        lease.mark = self._booked_s[slot] = self._booked_s[slot] + seconds
         if not prefill_observable:
-            heapq.heappush(load._unobserved, (prefill_ends_at, lease.id, lease))  # noqa: SLF001 - one unit, two classes
+            heapq.heappush(self._unobserved, (self.free_at[slot], lease.id, lease))
         return lease
 
-    def prefilled(self, lease: Lease) -> None:
+    def prefilled(self, lease: Lease, now: float) -> None:
         """The lease's first byte of body came: it is decoding now. No-op when that is known already."""
-        if lease.open and lease.prefilling:
-            lease.prefilling = False
-            load = self._loads[lease.worker]
-            load.prefill_tokens -= lease.uncached_tokens
-            load.decoding += 1
+        if not (lease.open and lease.prefilling):
+            return
+        slot = lease.slot
+        self._begin_decoding(lease)
+        busy_since = max(lease.at, self._progress_at[slot])
+        self.rates.observe(slot, lease.uncached_tokens, now - busy_since)
+        self._progress_at[slot] = now
+        self._done_s[slot] = max(self._done_s[slot], lease.mark)
+        self.free_at[slot] = now + (self._booked_s[slot] - self._done_s[slot] if self.prefilling[slot] else 0.0)
 
     def release(self, lease: Lease) -> None:
         """Close the lease, however it ended. No-op when it is closed already."""
         if not lease.open:
             return
-        load = self._loads[lease.worker]
-        load.requests -= 1
         if lease.prefilling:
-            load.prefill_tokens -= lease.uncached_tokens
-        else:
-            load.decoding -= 1
+            self._begin_decoding(lease)
+        self.requests[lease.slot] -= 1
+        self.kv_tokens[lease.slot] -= lease.prompt_tokens
         lease.open = False
-        if load.requests == 0:
-            del self._loads[lease.worker]
+
+    def pass_time(self, now: float) -> None:
+        """Take as computed what no first byte will tell of and should be done by `now` seconds."""
+        unobserved = self._unobserved
+        while unobserved and unobserved[0][0] <= now:
+            lease = heapq.heappop(unobserved)[2]
+            if lease.open and lease.prefilling:
+                self._begin_decoding(lease)
 
     def of(self, worker: WorkerId, now: float) -> Load:
         """What `worker` has to do at `now` seconds. Read it at once: it changes with the next booking."""
-        load = self._loads.get(worker)
-        if load is None:
-            return _IDLE
-        unobserved = load._unobserved  # noqa: SLF001
-        while unobserved and unobserved[0][0] <= now:
-            self.prefilled(heapq.heappop(unobserved)[2])
-        return load
+        self.pass_time(now)
+        return Load(self, self._slots.get(worker))
 
     def check(self) -> None:
-        """Raise AssertionError if a worker without requests is kept or a sum is negative."""
-        for worker, load in self._loads.items():
-            sums_hold = load.requests > 0 and load.prefill_tokens >= 0 and 0 <= load.decoding <= load.requests
-            assert sums_hold, (worker, load)  # noqa: S101 - what check() is for
+        """Raise AssertionError if a sum is negative, or not zero without requests."""
+        for worker, slot in self._slots.items():
+            requests, prefilling = self.requests[slot], self.prefilling[slot]
+            tokens, kv = self.prefill_tokens[slot], self.kv_tokens[slot]
+            sums_hold = 0 <= prefilling <= requests and tokens >= 0 and kv >= 0
+            assert sums_hold, (worker, requests, prefilling, tokens, kv)  # noqa: S101 - what check() is for
+            assert requests or not (tokens or kv), (worker, tokens, kv)  # noqa: S101
 
-
-_IDLE = Load()
+    def _begin_decoding(self, lease: Lease) -> None:
+        lease.prefilling = False
+        self.prefilling[lease.slot] -= 1
+        self.prefill_tokens[lease.slot] -= lease.uncached_tokens

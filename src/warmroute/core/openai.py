@@ -35,6 +35,8 @@ class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The prompt, if it was given as one text (completions only)."""
     prompts: int = 1
     """How many prompts the request carries; with more than one, the first is what is routed by."""
+    further_prompts: tuple[TokenIds, ...] | None = ()
+    """The prompts after the first, if all were given as token ids; None if there are others."""
     cache_salt: str | None = None
     stream: bool = False
     n: int = 1
@@ -81,11 +83,17 @@ class Fields(msgspec.Struct, frozen=True, gc=False):
     max_completion_tokens: Raw = _ABSENT
 
 
+class _Adapter(msgspec.Struct, frozen=True, gc=False):
+    lora_name: Raw = _ABSENT
+    lora_path: Raw = _ABSENT
+
+
 class _Message(msgspec.Struct, frozen=True, gc=False):
     content: Raw = _ABSENT
 
 
 _FIELDS = msgspec.json.Decoder(Fields)
+_ADAPTER = msgspec.json.Decoder(_Adapter)
 _MESSAGES = msgspec.json.Decoder(list[_Message])
 _RAW_LIST = msgspec.json.Decoder(list[Raw])
 _PART = msgspec.json.Decoder(dict[str, Raw])
@@ -108,7 +116,7 @@ def parse(path: str, body: bytes) -> RoutingRequest:
     fields = read_fields(body)
     chat = path.endswith("/chat/completions")
     model = _model(fields.model)
-    token_ids, prompt, prompts, opaque = (None, None, 1, None) if chat else _prompt(fields)
+    token_ids, prompt, prompts, opaque = (None, None, [], None) if chat else _prompt(fields)
     multimodal = chat and _multimodal(fields.messages)
     if opaque := _opaque(fields, multimodal) or opaque:
         token_ids = prompt = None
@@ -119,7 +127,8 @@ def parse(path: str, body: bytes) -> RoutingRequest:
         chat=chat,
         token_ids=token_ids,
         prompt=prompt,
-        prompts=prompts,
+        prompts=max(1, len(prompts)),
+        further_prompts=_further(prompts),
         cache_salt=_text(fields.cache_salt) or None,
         stream=flag(fields.stream),
         n=max(1, _integer(fields.n) or 1),
@@ -136,6 +145,15 @@ def model_of(body: bytes) -> str | None:
         return _text(read_fields(body).model)
     except ClientError:
         return None
+
+
+def adapter_of(body: bytes) -> tuple[str | None, str | None]:
+    """(name, path) of the adapter that a request to load or unload one names."""
+    try:
+        fields = _ADAPTER.decode(body)
+    except _UNREADABLE:
+        return None, None
+    return _text(fields.lora_name), _text(fields.lora_path)
 
 
 def read_fields(body: bytes) -> Fields:
@@ -211,28 +229,35 @@ def _model(raw: Raw) -> str:
         raise _wrong_type("model", "a string", _value(raw)) from error
 
 
-def _prompt(fields: Fields) -> tuple[TokenIds | None, str | None, int, str | None]:
-    """(token ids, text, number of prompts, opaque) of a completion."""
+def _prompt(fields: Fields) -> tuple[TokenIds | None, str | None, list[Raw], str | None]:
+    """(first prompt's token ids, its text, all prompts if they are a list, opaque) of a completion."""
     raw = given(fields.prompt)
     if raw is None:
-        return None, None, 1, "prompt_form"
+        return None, None, [], "prompt_form"
     if raw[:1] not in (b'"', b"["):
         raise _wrong_type(
             "prompt", "a string, an array of strings, or one or more arrays of token ids", _value(fields.prompt)
         )
     try:
         if raw[:1] == b'"':
-            return None, _STRING.decode(raw), 1, None
+            return None, _STRING.decode(raw), [], None
         inner = raw[1:].lstrip(b" \t\r\n")[:1]
         if inner not in (b'"', b"["):
-            return _TOKEN_IDS.decode(raw) or None, None, 1, "prompt_form" if inner == b"]" else None
+            return _TOKEN_IDS.decode(raw) or None, None, [], "prompt_form" if inner == b"]" else None
         prompts = _RAW_LIST.decode(raw)
         first = bytes(prompts[0])
         if inner == b'"':
-            return None, _STRING.decode(first), len(prompts), None
-        return _TOKEN_IDS.decode(first), None, len(prompts), None
+            return None, _STRING.decode(first), prompts, None
+        return _TOKEN_IDS.decode(first), None, prompts, None
     except _UNREADABLE:
-        return None, None, 1, "prompt_form"
+        return None, None, [], "prompt_form"
+
+
+def _further(prompts: list[Raw]) -> tuple[TokenIds, ...] | None:
+    try:
+        return tuple(_TOKEN_IDS.decode(prompt) for prompt in prompts[1:])
+    except _UNREADABLE:
+        return None
 
 
 def _multimodal(messages: Raw) -> bool:

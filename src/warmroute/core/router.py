@@ -8,22 +8,31 @@ without token ids, events or a usable index it is a load balancer, and says so i
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from warmroute.config.tree import RoutingConfig
-from warmroute.core.hashing import prefix_hashes
+from warmroute.core.adapters import Adapters
+from warmroute.core.dice import Dice
+from warmroute.core.hashing import prefix_hash_array
 from warmroute.core.index.contract import PrefixIndex
+from warmroute.core.lanes import Held, Lanes
 from warmroute.core.load import Lease, LoadTable
-from warmroute.core.policy import Candidates, LeastWork, Policy, make_policy
+from warmroute.core.policies import Candidates, LeastWork, Policy, make_policy
+from warmroute.core.policies.guard import Guarded
+from warmroute.core.rates import RateTable
 from warmroute.core.speculation import Claim, Speculation
 from warmroute.errors import NoWorkerError
-from warmroute.types import Fleet, PrefixHash, TokenIds, TrustState, Worker, WorkerId
+from warmroute.types import Fleet, PrefixHash, TokenIds, Worker, WorkerId
+
+T = TypeVar("T")
 
 BYTES_PER_TOKEN = 4
 """Rough length of a token in a prompt's bytes: only for the load of requests whose tokens are not known."""
+BLOCK_SIZE = 16
+"""Tokens per block where no engine has said, for policies that keep a history of their own."""
 
 
 Chains: TypeAlias = Mapping[int, Sequence[PrefixHash]]
@@ -39,6 +48,8 @@ class Reason(enum.StrEnum):
     """It holds nothing of it, but has the least to do."""
     NO_TOKENS = "no_tokens"
     """The request's token ids are not known: chosen by load."""
+    PINNED = "pinned"
+    """The client asked for this worker."""
     POLICY = "policy"
     """Another policy than the default chose."""
 
@@ -51,6 +62,10 @@ class PickRequest(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: TokenIds | None = None
     prompt_bytes: int = 0
     """Length of the request in bytes: stands in for the prompt's length where there are no token ids."""
+    further_prompts: tuple[TokenIds, ...] | None = ()
+    """The prompts after the first, which is what is routed by; None: there are some, and their tokens are not known."""
+    n: int = 1
+    """Answers to each prompt."""
     cache_salt: str | None = None
     skips_cache_read: bool = False
     """The engine will compute the whole prompt whatever it holds."""
@@ -60,6 +75,16 @@ class PickRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Workers not to be chosen: this request has failed there."""
     pinned: WorkerId | None = None
     """The only worker allowed."""
+    session: str | None = None
+    """What the client says belongs together."""
+    priority: int = 0
+    """As vLLM has it: the lower, the earlier."""
+    policy: str | None = None
+    """Name of the policy for this request alone; None: the configured one."""
+    even_unready: bool = False
+    """Whether a worker will do that takes no generations now: to be woken, for one."""
+    rank: int | None = None
+    """The only data-parallel rank allowed, on engines that have several."""
 
 
 class CandidateView(msgspec.Struct, frozen=True):
@@ -73,7 +98,11 @@ class CandidateView(msgspec.Struct, frozen=True):
     requests: int
     prefill_tokens: int
     decoding: int
+    wait_s: float
+    """Seconds until the prefill queued ahead was expected to be done."""
     cost: float
+    terms: dict[str, float]
+    """What the cost is the sum of, if the policy says."""
     chosen: bool
 
 
@@ -89,70 +118,98 @@ class Decision(msgspec.Struct):
     """Prompt tokens the chosen worker is predicted to take from its cache."""
     claimed_tokens: int
     """The part of `overlap_tokens` that rests on requests still under way there."""
+    expected_s: float
+    """Seconds from now to the first token that are expected of the chosen worker."""
+    predicted_tokens: int | None
+    """Cached prompt tokens the engine will report: those of its last prompt and answer. None: cannot be known."""
     lease: Lease
     claims: tuple[Claim, ...]
+    chain: Sequence[PrefixHash]
     candidates: Candidates
-    costs: tuple[float, ...]
-    overlaps: dict[WorkerId, _Held]
+    costs: Sequence[float]
+    terms: Callable[[Candidates], dict[str, list[float]]] | None
     at: float
+    decided_by: Policy
     served: bool = False
     """Whether its prefill is known to be done."""
+    first_byte_s: float | None = None
+    """Seconds until the first byte came, if it was seen."""
+    left_out: int = 0
+    """Candidates that are not kept any more."""
 
     def explain(self) -> list[CandidateView]:
         """Every candidate with its numbers, the cheapest first."""
         c = self.candidates
-        rows = [
-            CandidateView(
+        terms = self.terms(c) if self.terms is not None else {}
+        decoding, wait_s = c.decoding, c.wait_s
+        rows = []
+        for i, worker in enumerate(c.workers):
+            by_medium = (
+                ("GPU", c.overlap_tokens[i] - c.cpu_tokens[i] - c.storage_tokens[i] - c.claimed_tokens[i]),
+                ("CPU", c.cpu_tokens[i]),
+                ("STORAGE", c.storage_tokens[i]),
+            )
+            row = CandidateView(
                 worker=worker.name,
                 trust=worker.trust.state,
                 overlap_tokens=c.overlap_tokens[i],
-                overlap_by_medium=self.overlaps[worker.id].tokens_by_medium() if worker.id in self.overlaps else {},
-                claimed_tokens=self.overlaps[worker.id].claimed_tokens if worker.id in self.overlaps else 0,
+                overlap_by_medium={medium: tokens for medium, tokens in by_medium if tokens},
+                claimed_tokens=c.claimed_tokens[i],
                 requests=c.requests[i],
                 prefill_tokens=c.prefill_tokens[i],
-                decoding=c.decoding[i],
+                decoding=decoding[i],
+                wait_s=wait_s[i],
                 cost=self.costs[i],
+                terms={name: column[i] for name, column in terms.items()},
                 chosen=worker.id == self.worker.id,
             )
-            for i, worker in enumerate(c.workers)
-        ]
+            rows.append(row)
         return sorted(rows, key=lambda row: (row.cost, not row.chosen))
 
-
-class _Held(msgspec.Struct, frozen=True, gc=False):
-    """What one worker is thought to hold of a request: confirmed by medium, and claimed behind it; in blocks."""
-
-    block_size: int
-    by_medium: tuple[int, int, int]
-    claimed: int
-
-    @property
-    def blocks(self) -> int:
-        return sum(self.by_medium) + self.claimed
-
-    @property
-    def claimed_tokens(self) -> int:
-        return self.claimed * self.block_size
-
-    def tokens_by_medium(self) -> dict[str, int]:
-        names = ("GPU", "CPU", "STORAGE")
-        return {name: blocks * self.block_size for name, blocks in zip(names, self.by_medium, strict=True) if blocks}
+    def settle(self, candidates_max: int) -> None:
+        """Keep of the candidates only what `explain` needs, of the chosen and the cheapest ones."""
+        n = len(self.costs)
+        kept: Sequence[int] = range(n)
+        if n > candidates_max:
+            chosen = self.candidates.workers.index(self.worker)
+            cheapest = sorted(kept, key=self.costs.__getitem__)[:candidates_max]
+            kept = sorted({chosen, *cheapest})
+        self.candidates = self.candidates.only(kept)
+        self.costs = [self.costs[i] for i in kept]
+        self.left_out = n - len(kept)
 
 
 class Router:
     """Picks workers. Owns the load table and the claims; reads the index that ingestion fills.
 
-    Belongs to one event loop, like the index. `now` is seconds of one monotonic clock, the same in every call.
+    Belongs to one event loop, like the index. `now` is seconds of one monotonic clock, the same in every call. `timer`
+    tells how long a policy that is not ours takes (None: that is not watched); `seed` decides every draw.
     """
 
-    def __init__(self, index: PrefixIndex, config: RoutingConfig | None = None, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        index: PrefixIndex,
+        config: RoutingConfig | None = None,
+        policy: Policy | None = None,
+        *,
+        timer: Callable[[], float] | None = None,
+        seed: int = 0,
+    ) -> None:
         config = config or RoutingConfig()
         self.index = index
-        self.load = LoadTable()
+        self.load = LoadTable(RateTable(config.prefill_tokens_per_s))
         self.speculation = Speculation()
-        self.policy = policy or make_policy(config)
-        self._config = config
+        self.config = config
+        ours = LeastWork(config)
+        self.policy: Policy = (policy or make_policy(config.policy, config)) or ours
+        if policy is not None:
+            self.policy = Guarded(policy, ours, config.policy_ms_max / 1e3, timer)
+        self._others: dict[str, Policy] = {self.policy.name: self.policy}
+        self._dice = Dice(seed)
+        self.adapters = Adapters()
         self._turn = 0
+        self._fleet: Fleet | None = None
+        self._lanes: dict[str | None, Lanes] = {}
 
     def pick(self, request: PickRequest, fleet: Fleet, now: float) -> Decision:
         """Choose a worker, book its load and claim the blocks it will store.
@@ -160,51 +217,69 @@ class Router:
         Raises NoWorkerError if no ready worker serves the model. Whoever calls reports `prefilled` at the answer's
         first byte of body and `release` at its end, whatever the end was.
         """
-        workers = self._eligible(request, fleet)
-        lora = fleet.lora(request.model)
-        chains = self._chains(request, lora, workers)
-        held = self._held(request, chains, now)
-        candidates = self._candidates(request, workers, held, now)
-        costs = tuple(self.policy.costs(candidates))
+        lanes = self._eligible(request, fleet)
+        policy = self.policy if request.policy is None else self._named(request.policy)
+        keys = self.adapters.keys(lanes.positions, fleet.lora(request.model))
+        chains = {key: self._chains(request, key, lanes.workers) for key in keys}
+        held = Held(len(lanes.workers))
+        for key, users in keys.items():
+            self._hold(held, request, chains[key], users, now)
+        candidates = self._candidates(request, next(iter(chains.values())), held, lanes, now)
+        costs = policy.costs(candidates)
         chosen = self._cheapest(costs, candidates)
-        lease, claims = self._book(request, candidates, chosen, chains, now)
-        entry = held.get(workers[chosen].id)
+        expected_s = candidates.first_token_s(chosen)
+        key = next(key for key, users in keys.items() if lanes.workers[chosen].id in users)
+        lease, claims = self._book(request, candidates, chosen, chains[key], now)
+        if (remember := getattr(policy, "chosen", None)) is not None:
+            remember(candidates, chosen)
+        overlap, worker = held.overlap[chosen], lanes.workers[chosen]
         return Decision(
-            worker=workers[chosen],
-            reason=self._reason(request, candidates.overlap_tokens[chosen]),
-            policy=self.policy.name,
+            worker=worker,
+            reason=self._reason(request, policy, overlap),
+            policy=policy.name,
             prompt_tokens=candidates.prompt_tokens,
-            overlap_blocks=entry.blocks if entry else 0,
-            overlap_tokens=candidates.overlap_tokens[chosen],
-            claimed_tokens=entry.claimed_tokens if entry else 0,
+            overlap_blocks=overlap // candidates.block_size,
+            overlap_tokens=overlap,
+            claimed_tokens=held.claimed[chosen],
+            expected_s=expected_s,
+            predicted_tokens=self._predicted(request, worker, overlap, key, now),
             lease=lease,
             claims=claims,
+            chain=candidates.chain,
             candidates=candidates,
             costs=costs,
-            overlaps=held,
+            terms=getattr(policy, "terms", None),
             at=now,
+            decided_by=policy,
         )
 
     def prefilled(self, decision: Decision, now: float) -> None:
         """The first byte of the answer's body came: the prompt's blocks are stored."""
-        self.load.prefilled(decision.lease)
+        self.load.prefilled(decision.lease, now)
         if not decision.served:
             decision.served = True
+            decision.first_byte_s = now - decision.at
             for claim in decision.claims:
-                self.speculation.served(claim)
-            self.applied(decision.worker.id, now)
+                if self._is_confirmed(claim):
+                    self.speculation.end(claim)
+                else:
+                    self.speculation.served(claim, now)
 
     def release(self, decision: Decision, now: float, *, served: bool) -> None:
         """The request is over. `served` is false if the worker never took it up: then its claims are void."""
+        if decision.lease.open and (ended := getattr(decision.decided_by, "ended", None)) is not None:
+            ended(decision.worker.id, decision.chain)
         self.load.release(decision.lease)
         if served:
             self.prefilled(decision, now)
         else:
             for claim in decision.claims:
-                claim.end()
+                self.speculation.end(claim)
 
     def applied(self, worker: WorkerId, now: float) -> None:
         """Events of `worker` were applied to the index: what they confirm need not be assumed any more."""
+        if self.index.prefix_sizes(worker) == ():  # claims made before it showed that a part alone is of no use
+            self.speculation.forget(worker)
         self.speculation.confirm(worker, self._is_confirmed, now)
 
     def forget(self, worker: WorkerId) -> None:
@@ -212,76 +287,125 @@ class Router:
         self.speculation.forget(worker)
 
     def _is_confirmed(self, claim: Claim) -> bool:
-        matches = self.index.match(claim.chain, claim.block_size)
-        return any(o.worker == claim.worker and o.blocks == len(claim.chain) for o in matches)
+        return self.index.depth(claim.worker, claim.chain, claim.block_size) == len(claim.chain)
 
-    def _eligible(self, request: PickRequest, fleet: Fleet) -> tuple[Worker, ...]:
+    def _named(self, name: str) -> Policy:
+        """The policy a request asks for; the configured one if there is none of that name."""
+        if name not in self._others:
+            made = make_policy(name, self.config)
+            if made is None:
+                return self.policy
+            self._others[name] = made
+        return self._others[name]
+
+    def _eligible(self, request: PickRequest, fleet: Fleet) -> Lanes:
+        if fleet is not self._fleet:
+            self.load.keep_only(worker.id for worker in fleet.workers)
+            self._fleet = fleet
+            self._lanes.clear()
+        choosy = request.pinned is not None or request.rank is not None or request.even_unready
+        plain = not (choosy or request.exclude)
+        if plain and (lanes := self._lanes.get(request.model)) is not None:
+            return lanes
         serving = fleet.workers if request.model is None else fleet.serving(request.model)
         if request.pinned is not None:
             serving = tuple(w for w in serving if w.id == request.pinned)
-        workers = tuple(w for w in serving if w.ready and w.id not in request.exclude)
+        if request.rank is not None:
+            serving = tuple(w for w in serving if w.rank == request.rank or w.ranks == 1)
+        workers = tuple(w for w in serving if (w.ready or request.even_unready) and w.id not in request.exclude)
         if not workers:
             raise NoWorkerError(_why_none(request, serving))
-        return workers
+        lanes = Lanes(workers, self.load, self.config.degraded_belief)
+        if plain:
+            self._lanes[request.model] = lanes
+        return lanes
 
-    def _chains(self, request: PickRequest, lora: str | None, workers: tuple[Worker, ...]) -> Chains:
+    def _chains(self, request: PickRequest, lora: str | None, workers: Sequence[Worker]) -> Chains:
         """The request's PrefixHashes for each block size in use."""
         tokens = request.token_ids
         if tokens is None:
             return {}
-        sizes = self.index.block_sizes() or {w.block_size for w in workers if w.block_size}
-        return {size: prefix_hashes(tokens, size, lora=lora, cache_salt=request.cache_salt) for size in sizes}
+        sizes: Iterable[int] = self.index.block_sizes() or {w.block_size for w in workers if w.block_size}
+        return {
+            size: prefix_hash_array(tokens, size, lora=lora, cache_salt=request.cache_salt)
+            for size in sizes or (BLOCK_SIZE,)
+        }
 
-    def _held(self, request: PickRequest, chains: Chains, now: float) -> dict[WorkerId, _Held]:
+    def _hold(
+        self, held: Held, request: PickRequest, chains: Chains, positions: Mapping[WorkerId, int], now: float
+    ) -> None:
+        """Note what the workers at `positions` hold of the request."""
         if request.skips_cache_read:
-            return {}
-        held: dict[WorkerId, _Held] = {}
+            return
         for size, chain in chains.items():
             usable = chain[: max(0, len(request.token_ids or ()) - 1) // size]  # the last token is always computed
-            confirmed = {overlap.worker: overlap for overlap in self.index.match(usable, size)}
-            claimed = self.speculation.extend(usable, {w: o.blocks for w, o in confirmed.items()}, now)
-            for worker in confirmed.keys() | claimed.keys():
-                overlap = confirmed.get(worker)
-                by_medium = overlap.by_medium if overlap else (0, 0, 0)
-                entry = _Held(size, by_medium, claimed.get(worker, 0))
-                if worker not in held or held[worker].blocks * held[worker].block_size < entry.blocks * size:
-                    held[worker] = entry
-        return held
+            workers, blocks, by_medium = self.index.match_columns(usable, size)
+            held.confirm(positions, size, (workers, blocks, by_medium))
+            if not self.speculation.idle:
+                confirmed = dict(zip(workers, blocks, strict=True))
+                for worker, extra in self.speculation.extend(usable, confirmed, now).items():
+                    i = positions.get(worker)
+                    tokens = (confirmed.get(worker, 0) + extra) * size
+                    if i is not None and tokens > held.overlap[i]:
+                        held.overlap[i], held.claimed[i] = tokens, extra * size
 
-    def _candidates(
-        self, request: PickRequest, workers: tuple[Worker, ...], held: dict[WorkerId, _Held], now: float
-    ) -> Candidates:
-        tokens = request.token_ids
-        loads = [self.load.of(worker.id, now) for worker in workers]
-        overlap, worth = [0] * len(workers), [0.0] * len(workers)
-        for i, worker in enumerate(workers):
-            entry = held.get(worker.id)
-            if entry is not None:
-                overlap[i] = entry.blocks * entry.block_size
-                worth[i] = self._worth(entry, worker)
+    def _predicted(
+        self, request: PickRequest, worker: Worker, overlap_tokens: int, lora: str | None, now: float
+    ) -> int | None:
+        """What the engine will report: its last prompt's, and of several answers that of one that came second."""
+        if request.further_prompts is None:
+            return None
+        if request.token_ids is None or request.skips_cache_read or not (request.further_prompts or request.n > 1):
+            return overlap_tokens
+        prompts = (request.token_ids, *request.further_prompts)
+        last = request if len(prompts) == 1 else msgspec.structs.replace(request, token_ids=prompts[-1])
+        chains, held = self._chains(last, lora, (worker,)), Held(1)
+        self._hold(held, last, chains, {worker.id: 0}, now)
+        best = held.overlap[0]
+        usable = {size: (len(prompts[-1]) - 1) // size for size in chains}
+        if request.n > 1:  # the first answer's blocks are there before the second one is looked up
+            return max((size * blocks for size, blocks in usable.items()), default=best)
+        sizes = self.index.prefix_sizes(worker.id)
+        for size in chains if sizes is None else sizes:
+            earlier = (prefix_hash_array(p, size, lora=lora, cache_salt=request.cache_salt) for p in prompts[:-1])
+            best = max(best, *(size * _shared(chains[size][: usable[size]], other) for other in earlier))
+        return best
+
+    def _candidates(self, request: PickRequest, chains: Chains, held: Held, lanes: Lanes, now: float) -> Candidates:
+        tokens, load, pick = request.token_ids, self.load, lanes.pick
+        load.pass_time(now)
+        block_size = min(chains, default=BLOCK_SIZE)
         return Candidates(
-            workers=workers,
+            workers=lanes.workers,
+            now=now,
+            dice=self._dice,
             prompt_tokens=len(tokens) if tokens is not None else request.prompt_bytes // BYTES_PER_TOKEN,
-            overlap_tokens=overlap,
-            worth_tokens=worth,
-            requests=[load.requests for load in loads],
-            prefill_tokens=[load.prefill_tokens for load in loads],
-            decoding=[load.decoding for load in loads],
+            token_ids=tokens,
+            chain=chains.get(block_size, ()),
+            block_size=block_size,
+            session=request.session,
+            priority=request.priority,
+            overlap_tokens=held.overlap,
+            cpu_tokens=held.cpu,
+            storage_tokens=held.storage,
+            claimed_tokens=held.claimed,
+            belief=lanes.belief,
+            requests=pick(load.requests),
+            prefilling=pick(load.prefilling),
+            prefill_tokens=pick(load.prefill_tokens),
+            kv_tokens=pick(load.kv_tokens),
+            free_at=pick(load.free_at),
+            fixed_s=pick(load.rates.fixed_s),
+            per_token_s=pick(load.rates.per_token_s),
         )
-
-    def _worth(self, held: _Held, worker: Worker) -> float:
-        """Tokens' worth of prefill that the overlap saves, as far as the worker's view is believed."""
-        gpu, cpu, storage = held.by_medium
-        worth = gpu + held.claimed + cpu * self._config.cpu_hit_worth + storage * self._config.storage_hit_worth
-        belief = self._config.degraded_belief if worker.trust.state is TrustState.DEGRADED else 1.0
-        return worth * held.block_size * belief
 
     def _cheapest(self, costs: Sequence[float], candidates: Candidates) -> int:
         """Lowest cost; among equals the fewest requests in flight, then whose turn it is."""
+        costs = list(costs)
         lowest = min(costs)
+        if costs.count(lowest) == 1:
+            return costs.index(lowest)
         tied = [i for i, cost in enumerate(costs) if cost == lowest]
-        if len(tied) == 1:
-            return tied[0]
         fewest = min(candidates.requests[i] for i in tied)
         tied = [i for i in tied if candidates.requests[i] == fewest]
         self._turn += 1
@@ -292,10 +416,10 @@ class Router:
     ) -> tuple[Lease, tuple[Claim, ...]]:
         """Book the load, and claim the blocks beyond the overlap that the worker is about to store."""
         worker, overlap = candidates.workers[chosen].id, candidates.overlap_tokens[chosen]
-        uncached = candidates.prompt_tokens - overlap
-        queued_s = (candidates.prefill_tokens[chosen] + uncached) / self._config.prefill_tokens_per_s
-        lease = self.load.book(worker, uncached, prefill_observable=request.streamed, prefill_ends_at=now + queued_s)
-        deadline = now + max(self._config.speculative_ttl_s, 2 * queued_s)
+        prompt = candidates.prompt_tokens
+        lease = self.load.book(worker, prompt, prompt - overlap, now, prefill_observable=request.streamed)
+        queued_s = self.load.free_at[lease.slot] - now
+        deadline = now + max(self.config.speculative_ttl_s, 2 * queued_s)
         sizes = self.index.prefix_sizes(worker)
         if sizes is None:
             sizes = tuple(chains)
@@ -308,12 +432,20 @@ class Router:
             self.speculation.add(claim, now)
         return lease, claims
 
-    def _reason(self, request: PickRequest, overlap_tokens: int) -> Reason:
-        if not isinstance(self.policy, LeastWork):
+    def _reason(self, request: PickRequest, policy: Policy, overlap_tokens: int) -> Reason:
+        if request.pinned is not None:
+            return Reason.PINNED
+        if not isinstance(policy, LeastWork):
             return Reason.POLICY
         if request.token_ids is None:
             return Reason.NO_TOKENS
         return Reason.OVERLAP if overlap_tokens else Reason.LOAD
+
+
+def _shared(prefixes: Sequence[PrefixHash], other: Sequence[PrefixHash]) -> int:
+    """How many leading blocks two prompts have in common."""
+    differing = (at for at, (a, b) in enumerate(zip(prefixes, other, strict=False)) if a != b)
+    return next(differing, min(len(prefixes), len(other)))
 
 
 def _why_none(request: PickRequest, serving: Sequence[Worker]) -> str:

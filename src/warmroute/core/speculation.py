@@ -5,6 +5,9 @@ see nothing anywhere and spread, though the engine shares blocks among requests 
 blocks beyond what the worker was known to hold, and is believed until events have confirmed it (from then on they are
 the truth, an eviction included), or until its time to live is over.
 
+A claim is found by its first block: a request that shares any of its blocks shares that one, or has no use for it. How
+far it reaches into another request is a bisection, because a chained hash that is equal means that all before are.
+
 Invariant: a claim adds only to an unbroken run that starts where the confirmed overlap ends, so an eviction reported
 meanwhile takes the speculative rest with it.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 from warmroute.types import PrefixHash, WorkerId
 
@@ -35,76 +39,123 @@ class Claim:
         """Believe it no longer."""
         self.deadline = float("-inf")
 
+    def reach(self, prefixes: Sequence[PrefixHash], start: int) -> int:
+        """Up to which block of `prefixes` this claim goes on from block `start`; `start` if it does not."""
+        chain, low = self.chain, start
+        high = min(len(chain), len(prefixes))
+        if self.start > start or start >= high or chain[start] != prefixes[start]:
+            return start
+        if chain[high - 1] == prefixes[high - 1]:
+            return high
+        while high - low > 1:  # chain[low] is equal, chain[high - 1] is not
+            middle = (low + high) // 2
+            if chain[middle] == prefixes[middle]:
+                low = middle
+            else:
+                high = middle
+        return low + 1
+
+
+_by_start = attrgetter("start")
+
 
 class Speculation:
-    """All claims, by worker and block."""
+    """All claims, by their first block."""
 
     def __init__(self) -> None:
-        self._claims: dict[WorkerId, dict[PrefixHash, Claim]] = {}
+        self._by_start: dict[PrefixHash, dict[Claim, None]] = {}
         self._order: dict[WorkerId, deque[Claim]] = {}
-        self._served: dict[WorkerId, list[Claim]] = {}
+        self._served: dict[WorkerId, deque[Claim]] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether there are no claims at all."""
+        return not self._by_start
 
     def claimed_blocks(self, now: float) -> int:
         """Blocks that are believed only because of a claim. Counts them all: for metrics."""
-        return sum(claim.deadline > now for blocks in self._claims.values() for claim in blocks.values())
+        blocks: set[tuple[WorkerId, PrefixHash]] = set()
+        for claims in self._by_start.values():
+            for claim in claims:
+                if claim.deadline > now:
+                    blocks.update((claim.worker, prefix) for prefix in claim.chain[claim.start :])
+        return len(blocks)
 
     def add(self, claim: Claim, now: float) -> None:
-        """Make a claim. A later one on the same block takes its place."""
+        """Make a claim. It must have at least one block."""
         self._expire(claim.worker, now)
-        blocks = self._claims.setdefault(claim.worker, {})
-        for prefix in claim.chain[claim.start :]:
-            blocks[prefix] = claim
+        self._by_start.setdefault(claim.chain[claim.start], {})[claim] = None
         self._order.setdefault(claim.worker, deque()).append(claim)
 
     def extend(
         self, prefixes: Sequence[PrefixHash], confirmed: Mapping[WorkerId, int], now: float
     ) -> dict[WorkerId, int]:
         """Blocks that claims add behind each worker's confirmed overlap (in blocks; 0 for workers not named)."""
-        extra: dict[WorkerId, int] = {}
-        end = len(prefixes)
-        for worker, blocks in self._claims.items():
-            start = at = confirmed.get(worker, 0)
-            while at < end and (claim := blocks.get(prefixes[at])) is not None and claim.deadline > now:
-                at += 1
-            if at > start:
-                extra[worker] = at - start
-        return extra
+        by_start = self._by_start
+        met = by_start.keys() & prefixes
+        if not met:
+            return {}
+        claims = [claim for prefix in met for claim in by_start[prefix] if claim.deadline > now]
+        claims.sort(key=_by_start)  # a claim may go on where another ends
+        reached: dict[WorkerId, int] = {}
+        for claim in claims:
+            known = reached.get(claim.worker)
+            start = confirmed.get(claim.worker, 0) if known is None else known
+            end = claim.reach(prefixes, start)
+            if end > start:
+                reached[claim.worker] = end
+        return {worker: end - confirmed.get(worker, 0) for worker, end in reached.items()}
 
-    def served(self, claim: Claim) -> None:
+    def served(self, claim: Claim, now: float) -> None:
         """The claim's request has been computed: its blocks are stored, and events that say so are due."""
-        self._served.setdefault(claim.worker, []).append(claim)
+        waiting = self._served.setdefault(claim.worker, deque())
+        while waiting and waiting[0].deadline <= now:  # nobody may ever confirm them
+            waiting.popleft()
+        waiting.append(claim)
 
     def confirm(self, worker: WorkerId, confirmed: Callable[[Claim], bool], now: float) -> None:
         """End those served claims of `worker` that events have confirmed: from then on the events are the truth."""
         waiting = self._served.pop(worker, None)
         if not waiting:
             return
-        left = []
+        left: deque[Claim] = deque()
         for claim in waiting:
             if claim.deadline > now:
                 if confirmed(claim):
-                    claim.end()
+                    self.end(claim)
                 else:
                     left.append(claim)
         if left:
             self._served[worker] = left
 
+    def end(self, claim: Claim) -> None:
+        """Believe it no longer."""
+        claim.end()
+        self._drop(claim)
+
+    def unconfirmed(self, worker: WorkerId) -> int:
+        """How many requests `worker` has computed whose blocks it has not announced yet."""
+        return len(self._served.get(worker, ()))
+
     def forget(self, worker: WorkerId) -> None:
         """Nothing is assumed of `worker` any more: it was cleared, restarted or removed."""
-        self._claims.pop(worker, None)
         self._served.pop(worker, None)
         for claim in self._order.pop(worker, ()):
-            claim.end()
+            self.end(claim)
 
     def _expire(self, worker: WorkerId, now: float) -> None:
         order = self._order.get(worker)
         if not order:
             return
-        blocks = self._claims[worker]
         while order and order[0].deadline <= now:
-            claim = order.popleft()
-            for prefix in claim.chain[claim.start :]:
-                if blocks.get(prefix) is claim:
-                    del blocks[prefix]
+            self._drop(order.popleft())
         if not order:
-            del self._order[worker], self._claims[worker]
+            del self._order[worker]
+
+    def _drop(self, claim: Claim) -> None:
+        first = claim.chain[claim.start]
+        same = self._by_start.get(first)
+        if same is not None and claim in same:
+            del same[claim]
+            if not same:
+                del self._by_start[first]

@@ -163,6 +163,20 @@ class Stream:
                 self._restart("the engine is a new process")
         return self._flush()
 
+    def resync(self, now: float, reason: str) -> list[Effect]:
+        """Somebody has found the view to be wrong: drop it, and rebuild it from a replay."""
+        self._now = now
+        if self.state is not State.DEAD and self._holds:
+            self._count("resyncs")
+            self._pending.clear()
+            self._tries = self._tried_from = 0
+            if self.state is State.CONNECTING:
+                self._purge(reason, 0)
+                self._tell()
+            else:
+                self._start_over(reason, Cause.DOUBTED)
+        return self._flush()
+
     def tainted(self, reason: str, now: float) -> list[Effect]:
         """Something in an applied batch could not be applied: the view is incomplete from now on."""
         self._now = now
@@ -440,7 +454,7 @@ class Stream:
         else:
             self._start_over(reason)
 
-    def _start_over(self, reason: str) -> None:
+    def _start_over(self, reason: str, cause: Cause = Cause.RESTARTED) -> None:
         self._forget_replay()
         self._pending.clear()  # Of the former run, or the replay brings it again.
         self._move(Cause.RESTARTED)

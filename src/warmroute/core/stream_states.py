@@ -42,6 +42,7 @@ class Cause(enum.StrEnum):
     GAVE_UP = "gave up"
     JUMPED = "jumped"
     RESTARTED = "restarted"
+    DOUBTED = "doubted"
     REBUILT = "rebuilt"
     RETIRED = "retired"
 
@@ -51,12 +52,19 @@ _REPLAYS = {
     Cause.CAUGHT_UP: State.LIVE,
     Cause.GAVE_UP: State.LIVE,
     Cause.RESTARTED: State.RESYNC,
+    Cause.DOUBTED: State.RESYNC,
 }
 TRANSITIONS: Mapping[State, Mapping[Cause, State]] = MappingProxyType(
     {
         State.CONNECTING: {Cause.CONNECTED: State.REPLAYING, Cause.RETIRED: State.DEAD},
         State.REPLAYING: _REPLAYS | _ENDS,
-        State.LIVE: {Cause.JUMPED: State.GAP, Cause.RESTARTED: State.RESYNC, Cause.REBUILT: State.RESYNC} | _ENDS,
+        State.LIVE: {
+            Cause.JUMPED: State.GAP,
+            Cause.RESTARTED: State.RESYNC,
+            Cause.REBUILT: State.RESYNC,
+            Cause.DOUBTED: State.RESYNC,
+        }
+        | _ENDS,
         State.GAP: _REPLAYS | _ENDS,
         State.RESYNC: _REPLAYS | _ENDS,
         State.DEAD: {},
@@ -107,6 +115,7 @@ Counted: TypeAlias = Literal[
     "tails",
     "replays",
     "replay_failures",
+    "resyncs",
 ]
 """`missed` batches were skipped by the live stream; `lost` ones (or those before the subscription) never came.
 `strays` came outside a connection.

@@ -9,25 +9,41 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 
 import aiohttp
 import msgspec
 
 from warmroute.errors import EngineError
-from warmroute.service.ports import EngineFacts, EventAddress
+from warmroute.service.doctor.facts import HttpFacts
+from warmroute.service.doctor.pages import read_pages
+from warmroute.service.ports import CacheCounters, EngineFacts, EventAddress, Health
 from warmroute.types import Endpoint, ModelInfo
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 """Longer answers are refused: the metrics of a big engine have some 100 kB."""
+COMPLETION_TIMEOUT = aiohttp.ClientTimeout(total=60.0)
+"""For one token on an engine that may have a queue."""
 
 _WILDCARDS = frozenset({"*", "0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
 _PROCESS_START = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+_CACHE_COUNTER = re.compile(
+    rb"^vllm:(?:gpu_)?prefix_cache_(queries|hits)(?:_total)?(?:\{([^}]*)\})? ([0-9.eE+]+)$", re.MULTILINE
+)
+_AWAKE = re.compile(rb'^vllm:engine_sleep_state\{[^}]*\bsleep_state="awake"[^}]*\} ([0-9.]+)$', re.MULTILINE)
+_ENGINE_LABEL = re.compile(rb'\bengine="(\d+)"')
 _BLOCK_SIZE = re.compile(rb'^vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"', re.MULTILINE)
+_GPU_BLOCKS = re.compile(rb'^vllm:cache_config_info\{[^}]*\bnum_gpu_blocks="(\d+)"', re.MULTILINE)
 
 
 class _Model(msgspec.Struct):
     id: str
     parent: str | None = None
+    root: str | None = None
     max_model_len: int | None = None
     created: int = 0
     owned_by: str = "vllm"
@@ -57,8 +73,11 @@ _VERSION = msgspec.json.Decoder(_Version)
 class HttpEngineApi:
     """The port `EngineApi`, by HTTP. The session belongs to whoever made it."""
 
-    def __init__(self, session: aiohttp.ClientSession, timeout_s: float) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, timeout_s: float, keys: Mapping[Endpoint, str] = MappingProxyType({})
+    ) -> None:
         self._session = session
+        self._keys = keys
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def facts(self, endpoint: Endpoint) -> EngineFacts:
@@ -74,32 +93,83 @@ class HttpEngineApi:
             event_sources=None if sources is None else event_sources(sources, endpoint),
             version=_version(version),
             block_size=None if metrics is None else _block_size(metrics),
+            kv_tokens_max=None if metrics is None else _kv_tokens_max(metrics),
+            asleep=None if metrics is None else _asleep(metrics),
             process_start=None if metrics is None else _process_start(metrics),
         )
 
-    async def healthy(self, endpoint: Endpoint) -> bool:
-        """Whether `/health` answers 200."""
+    async def health(self, endpoint: Endpoint) -> Health:
+        """What `/health` answers."""
         try:
             status, _ = await self._get(endpoint, "/health")
-        except EngineError:
-            return False
-        return status == 200
+        except EngineError as error:
+            refused = isinstance(error.__cause__, aiohttp.ClientConnectorError)
+            return Health.REFUSED if refused else Health.FAILING
+        return Health.GOOD if status == 200 else Health.FAILING
+
+    async def cache_counters(self, endpoint: Endpoint) -> Mapping[int, CacheCounters]:
+        """The prefix cache's counters by data-parallel rank; empty if they cannot be had."""
+        metrics = await self._optional(endpoint, "/metrics")
+        return {} if metrics is None else cache_counters(metrics)
+
+    async def inspect(self, endpoint: Endpoint) -> HttpFacts:
+        """Everything it says that tells right setups from wrong ones. Never raises."""
+        try:
+            health, _, skew_s = await self._fetch(endpoint, "/health")
+        except EngineError as error:
+            return HttpFacts(str(error), "unreachable")
+        try:
+            status, body = await self._get(endpoint, "/v1/models")
+        except EngineError as error:
+            return HttpFacts(str(error), "not_ready")
+        if problem := self._problem(endpoint, health, status, body):
+            return HttpFacts(problem[1], problem[0])
+        try:
+            facts = await self.facts(endpoint)
+        except EngineError as error:
+            return HttpFacts(str(error), "not_ready")
+        paths = ("/kv_event_sources", "/metrics", "/server_info?config_format=json", "/get_server_info")
+        sources, metrics, *infos = await asyncio.gather(*(self._optional(endpoint, path) for path in paths))
+        return replace(read_pages(facts, sources, metrics, infos), skew_s=skew_s)
+
+    async def complete(self, endpoint: Endpoint, body: bytes, rank: int | None = None) -> tuple[int, bytes]:
+        """Have a completion made, by one data-parallel rank if there are several. Raises EngineError."""
+        pin = {} if rank is None else {"x-data-parallel-rank": str(rank)}
+        key = self._keys.get(endpoint)
+        headers = {"content-type": "application/json", **pin} | ({"authorization": f"Bearer {key}"} if key else {})
+        try:
+            async with self._session.post(
+                f"{endpoint.url}/v1/completions", data=body, headers=headers, timeout=COMPLETION_TIMEOUT
+            ) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineError(f"{endpoint.url} did not answer a completion: {error!r}") from error
 
     async def _models(self, endpoint: Endpoint) -> tuple[ModelInfo, ...]:
         status, body = await self._get(endpoint, "/v1/models")
+        problem = self._problem(endpoint, 200, status, body)
+        if problem is not None:
+            raise EngineError(problem[1])
+        found = _MODELS.decode(body).data
+        return tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by, m.root) for m in found)
+
+    def _problem(self, endpoint: Endpoint, health: int, status: int, models: bytes) -> tuple[str, str] | None:
+        """Why an engine cannot be used: a code and a sentence; None if it can."""
+        url = endpoint.url
         if status in (401, 403):
-            raise EngineError(f"{endpoint.url} refuses /v1/models ({status}): it wants a key; start it without")
+            wants = "another key than it is configured with" if endpoint in self._keys else "a key"
+            remedy = "set engines[].api_key_file or membership.api_key"
+            return "api_key", f"{url} refuses /v1/models ({status}): it wants {wants}; {remedy}"
+        if health != 200 and status == 200:
+            return "not_ready", f"{url}/health answered {health}"
         if status != 200:
-            raise EngineError(
-                f"{endpoint.url} answered /v1/models with {status}: it is starting, or no engine; check the URL"
-            )
+            code = "not_ready" if status >= 500 else "no_engine"
+            return code, f"{url} answered /v1/models with {status}: it is starting, or no engine; check the URL"
         try:
-            found = _MODELS.decode(body).data
+            _MODELS.decode(models)
         except msgspec.DecodeError as error:
-            raise EngineError(
-                f"{endpoint.url} answered /v1/models with no list of models ({error}); check the URL"
-            ) from error
-        return tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by) for m in found)
+            return "no_engine", f"{url} answered /v1/models with no list of models ({error}); check the URL"
+        return None
 
     async def _optional(self, endpoint: Endpoint, path: str) -> bytes | None:
         try:
@@ -109,9 +179,17 @@ class HttpEngineApi:
         return body if status == 200 else None
 
     async def _get(self, endpoint: Endpoint, path: str) -> tuple[int, bytes]:
+        status, body, _ = await self._fetch(endpoint, path)
+        return status, body
+
+    async def _fetch(self, endpoint: Endpoint, path: str) -> tuple[int, bytes, float | None]:
+        """Status, body, and how far the engine's clock is ahead of ours, if it says what time it is."""
+        key = self._keys.get(endpoint)
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        asked = time.time()
         try:
             async with self._session.get(
-                f"{endpoint.url}{path}", timeout=self._timeout, allow_redirects=False
+                f"{endpoint.url}{path}", headers=headers, timeout=self._timeout, allow_redirects=False
             ) as response:
                 body = await response.content.read(ANSWER_BYTES_MAX + 1)
                 while not response.content.at_eof() and len(body) <= ANSWER_BYTES_MAX:
@@ -124,7 +202,7 @@ class HttpEngineApi:
             ) from error
         if len(body) > ANSWER_BYTES_MAX:
             raise EngineError(f"{endpoint.url}{path} answered more than {ANSWER_BYTES_MAX} bytes; check the URL")
-        return response.status, body
+        return response.status, body, _skew_s(response.headers.get("date"), asked, time.time())
 
 
 def event_sources(body: bytes, endpoint: Endpoint) -> dict[int, EventAddress] | None:
@@ -165,6 +243,20 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def cache_counters(metrics: bytes) -> dict[int, CacheCounters]:
+    """The prefix cache's counters in an engine's metrics, by data-parallel rank."""
+    found: dict[int, dict[bytes, float]] = {}
+    for name, labels, value in _CACHE_COUNTER.findall(metrics):
+        rank = _ENGINE_LABEL.search(labels)
+        counted = found.setdefault(int(rank[1]) if rank else 0, {})
+        counted[name] = counted.get(name, 0.0) + float(value)
+    return {
+        rank: CacheCounters(counted[b"queries"], counted[b"hits"])
+        for rank, counted in found.items()
+        if len(counted) == 2
+    }
+
+
 def _version(body: bytes | None) -> str | None:
     try:
         return None if body is None else _VERSION.decode(body).version
@@ -177,9 +269,30 @@ def _block_size(metrics: bytes) -> int | None:
     return int(found[1]) or None if found else None
 
 
+def _kv_tokens_max(metrics: bytes) -> int | None:
+    block_size, blocks = _block_size(metrics), _GPU_BLOCKS.search(metrics)
+    return block_size * int(blocks[1]) or None if block_size and blocks else None
+
+
+def _asleep(metrics: bytes) -> bool | None:
+    found = _AWAKE.search(metrics)
+    return None if found is None else float(found[1]) == 0.0
+
+
 def _process_start(metrics: bytes) -> float | None:
     found = _PROCESS_START.search(metrics)
     try:
         return float(found[1]) if found else None
+    except ValueError:
+        return None
+
+
+# For the doctor.
+
+
+def _skew_s(date: str | None, asked: float, answered: float) -> float | None:
+    """The header counts whole seconds, so it means half a second more on average."""
+    try:
+        return None if date is None else parsedate_to_datetime(date).timestamp() + 0.5 - (asked + answered) / 2
     except ValueError:
         return None

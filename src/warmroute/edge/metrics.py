@@ -59,18 +59,13 @@ class Metrics(Collector):
         workers = self._membership.fleet.workers
         yield InfoMetricFamily("warmroute_build", "What runs here", value={"version": __version__})
         yield from self._of_workers(workers)
+        yield from self._of_trust(workers)
         yield from self._of_requests()
         yield from self._of_events(workers)
         yield from self._of_index()
 
     def _of_workers(self, workers: tuple[Worker, ...]) -> Iterator[Metric]:
         now, load, index = self._clock(), self._routing.router.load, self._routing.router.index
-        yield _gauge(
-            "worker_trust",
-            "1 for the trust state the worker is in",
-            ("worker", "state"),
-            [((w.name, state.value), float(w.trust.state is state)) for w in workers for state in TrustState],
-        )
         loads = {w.name: load.of(w.id, now) for w in workers}
         sizes = {w.name: index.worker_sizes(w.id) for w in workers}
         for name, about, values in (
@@ -82,6 +77,33 @@ class Metrics(Collector):
             ("worker_orphan_blocks", "Blocks parked for an unknown parent", {n: v.orphans for n, v in sizes.items()}),
         ):
             yield _gauge(name, about, ("worker",), [((worker,), value) for worker, value in values.items()])
+
+    def _of_trust(self, workers: tuple[Worker, ...]) -> Iterator[Metric]:
+        yield _gauge(
+            "worker_trust",
+            "1 for the trust state the worker is in",
+            ("worker", "state"),
+            [((w.name, state.value), float(w.trust.state is state)) for w in workers for state in TrustState],
+        )
+        now, states = self._clock(), [((w.name,), w.trust) for w in workers]
+        since = [(name, now - trust.since) for name, trust in states]
+        yield _gauge("worker_trust_seconds", "How long the worker has been in its trust state", ("worker",), since)
+        moves = self._routing.trusts.transitions.items()
+        yield _counter("trust_transitions", "Changes into a trust state", ("worker", "state"), moves)
+        own = [((w.name,), self._routing.trusts.of(w.id)) for w in workers]
+        for name, about, numbers in (
+            ("parity_judged", "Predictions held against the engine's report", [(n, t.parity.judged) for n, t in own]),
+            ("parity_predicted_tokens", "Tokens predicted in those", [(n, t.parity.predicted_tokens) for n, t in own]),
+            ("parity_reported_tokens", "Tokens reported in those", [(n, t.parity.reported_tokens) for n, t in own]),
+            ("parity_resyncs", "Resynchronisations as predictions failed", [(n, t.resyncs) for n, t in own]),
+        ):
+            yield _counter(name, about, ("worker",), numbers)
+        failed = [((*n, kind), v) for n, t in own for kind, v in (("high", t.parity.high), ("low", t.parity.low))]
+        yield _counter("parity_failed", "Predictions that did not hold", ("worker", "kind"), failed)
+        pressure = [(n, t.parity.pressure) for n, t in own]
+        yield _gauge("parity_pressure", "How near a parity alarm is: 1 raises it", ("worker",), pressure)
+        belief = [(n, t.parity.belief) for n, t in own]
+        yield _gauge("parity_belief", "Share of predicted tokens the engine had, lately", ("worker",), belief)
 
     def _of_requests(self) -> Iterator[Metric]:
         seen = self._routing.tracking

@@ -8,6 +8,8 @@ become template arguments, and a message's `reasoning_content` becomes `reasonin
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated
 
 import aiohttp
@@ -36,11 +38,18 @@ _OBJECTS = msgspec.json.Decoder(list[dict[str, Raw]])
 class RemoteTokenizer:
     """The port `Tokenizer`, by HTTP. The session belongs to whoever made it.
 
-    `base_url` is asked instead of the request's own engine, if it is given.
+    `base_url` is asked instead of the request's own engine, if it is given. `keys` go to the engines they are of only.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        base_url: str | None,
+        timeout_s: float,
+        keys: Mapping[Endpoint, str] = MappingProxyType({}),
+    ) -> None:
         self._session = session
+        self._keys = keys
         self._base_url = base_url.rstrip("/") if base_url else None
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._slots = asyncio.Semaphore(CONCURRENCY_MAX)
@@ -49,9 +58,12 @@ class RemoteTokenizer:
         """Token ids of the request's prompt. Raises TokenizeError."""
         url = f"{self._base_url or endpoint.url}/tokenize"
         body = tokenize_body(request)
+        headers = {"content-type": "application/json"}
+        if self._base_url is None and (key := self._keys.get(endpoint)) is not None:
+            headers["authorization"] = f"Bearer {key}"
         async with self._slots:
             try:
-                status, answer = await self._post(url, body)
+                status, answer = await self._post(url, body, headers)
             except TimeoutError as error:
                 raise TokenizeError("timeout", f"{url} did not answer within {self._timeout.total} s") from error
             except aiohttp.ClientError as error:
@@ -64,19 +76,21 @@ class RemoteTokenizer:
         except msgspec.DecodeError as error:
             raise TokenizeError("bad_answer", f"{url} answered what is not a list of token ids: {error}") from error
 
-    async def _post(self, url: str, body: bytes) -> tuple[int, bytes]:
+    async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
         try:
-            return await self._post_once(url, body)
+            return await self._post_once(url, body, headers)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             if isinstance(error, aiohttp.ClientConnectorError):
                 raise
-            return await self._post_once(url, body)  # a kept connection had ended; asking twice changes nothing
+            return await self._post_once(
+                url, body, headers
+            )  # a kept connection had ended; asking twice changes nothing
 
-    async def _post_once(self, url: str, body: bytes) -> tuple[int, bytes]:
+    async def _post_once(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
         async with self._session.post(
             url,
             data=body,
-            headers={"content-type": "application/json"},
+            headers=headers,
             timeout=self._timeout,
             allow_redirects=False,
         ) as response:

@@ -28,8 +28,8 @@ class Following:
         self.streams: dict[WorkerId, WorkerStream] = {}
         self.on_fleet: Callable[[Fleet], None] = _ignore
         """Told of every new fleet."""
-        self.on_removed: Callable[[str], None] = _ignore
-        """Told the name of every worker that is gone."""
+        self.on_removed: Callable[[WorkerId, str], None] = _ignore
+        """Told every worker that is gone, with its name."""
         self.set_trust: SetTrust = _ignore
         """Told of every change of trust; membership's, once there is one."""
         self._router = router
@@ -43,6 +43,7 @@ class Following:
             on_trust=self._trusted,
             on_applied=self._applied,
             on_cleared=router.forget,
+            adapters=router.adapters,
         )
         self._names: dict[WorkerId, str] = {}
 
@@ -66,8 +67,9 @@ class Following:
         if stream is not None:
             stream.retire()
         self._router.index.drop(worker)
+        self._router.adapters.forget(worker)
         self._router.forget(worker)
-        self.on_removed(self._names.pop(worker, ""))
+        self.on_removed(worker, self._names.pop(worker, ""))
 
     def worker_restarted(self, worker: WorkerId, process_start: float | None) -> None:
         """The engine is another process: what it held is gone."""
@@ -85,6 +87,17 @@ class Following:
         if worker in self.streams:
             self.streams[worker].cleared_by_gateway()
 
+    def resync(self, worker: WorkerId, reason: str) -> None:
+        """The worker's predictions fail: drop what is known of it, and rebuild it."""
+        self._router.forget(worker)
+        if worker in self.streams:
+            self.streams[worker].resync(reason)
+
+    def removed_blocks(self, worker: WorkerId) -> int:
+        """How many blocks the worker has announced as removed, ever."""
+        stream = self.streams.get(worker)
+        return 0 if stream is None else stream.counts.applied.removed
+
     def tick(self) -> None:
         """Time has passed: due about once a second."""
         for stream in tuple(self.streams.values()):
@@ -99,8 +112,6 @@ class Following:
         self._router.applied(worker, self._clock())
 
     def _trusted(self, worker: WorkerId, trust: Trust) -> None:
-        level = logging.WARNING if trust.state is TrustState.DEGRADED else logging.INFO
-        _log.log(level, "%s is %s: %s", self._names.get(worker, worker), trust.state, trust.reason)
         self.set_trust(worker, trust)
 
 

@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+import msgspec
+
 from warmroute.config.tree import EventsConfig
+from warmroute.core.adapters import Adapters
 from warmroute.core.index.contract import ApplyReport, PrefixIndex
 from warmroute.core.stream import Stream
 from warmroute.core.stream_states import Apply, Count, Effect, EndReplay, Purge, Replay, SetTrust, State
@@ -78,6 +81,8 @@ class Ingest:
     """Called after each batch that was applied."""
     on_cleared: OnApplied = lambda _worker: None
     """Called when all that was known of a worker's cache has been forgotten."""
+    adapters: Adapters = field(default_factory=Adapters)
+    """Under which keys blocks of LoRA adapters are to be kept."""
 
 
 @runtime_checkable
@@ -151,6 +156,10 @@ class WorkerStream:
         """The engine is a new process, begun at `process_start` (Unix seconds), as its metrics say."""
         self._perform(self._stream.restarted(self._clock(), process_start))
 
+    def resync(self, reason: str) -> None:
+        """The view was found to be wrong: drop it, and rebuild it from a replay."""
+        self._perform(self._stream.resync(self._clock(), reason))
+
     def cleared_by_gateway(self) -> None:
         """A reset of the cache passed through the gateway: engines announce it only with their next step."""
         self._clear()
@@ -205,7 +214,8 @@ class WorkerStream:
         self._perform(self._stream.replay_failed(reason, self._clock()))
 
     def _decode(self, payload: bytes | memoryview) -> Batch:
-        batch = None if self._arrays is None else decode_natively(payload)
+        by_event = self._arrays is None or self._ingest.adapters.renames(self.worker)
+        batch = None if by_event else decode_natively(payload)
         return decode_batch(payload) if batch is None else batch
 
     # Effects.
@@ -280,6 +290,8 @@ class WorkerStream:
     def _apply_event(self, event: Event) -> None:
         # One call an event, so that a failure costs one event; the report is summed up in place.
         if isinstance(event, BlockStored):
+            if event.lora is not None and (key := self._ingest.adapters.key(self.worker, event.lora)) != event.lora:
+                event = msgspec.structs.replace(event, lora=key)
             self._index.store(self.worker, event, self.counts.applied)
         elif isinstance(event, BlockRemoved):
             self._index.remove(self.worker, event, self.counts.applied)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from warmroute.config.tree import Config, EngineConfig
 from warmroute.errors import ConfigError, EngineError
-from warmroute.service.ports import EngineApi, EngineFacts, EventAddress
+from warmroute.service.ports import CacheCounters, EngineApi, EngineFacts, EventAddress, Health
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 
 _log = logging.getLogger(__name__)
@@ -59,6 +59,10 @@ class _Engine:
     facts_due: int = 0
     """Probes until the facts are asked for again."""
     process_start: float | None = None
+    failures: int = 0
+    """Probes in a row that failed."""
+    asleep: bool = False
+    """Put to sleep by a call that passed through the gateway."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -77,6 +81,12 @@ class Membership:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.fleet = Fleet()
+        self.keys = engine_keys(config)
+        """API keys, of engines that have one."""
+        self.wants_counters: Callable[[WorkerId], bool] = lambda _: False
+        """Asked at each probe whether anybody wants the worker's cache counters."""
+        self.on_counters: Callable[[WorkerId, CacheCounters, float], None] = lambda *_: None
+        """Told of them, with when they were asked for."""
         self._config = config
         self._api = api
         self._listener = listener
@@ -108,6 +118,23 @@ class Membership:
             engine.facts_due = 0
             engine.wake.set()
 
+    def sleeps(self, endpoint: Endpoint, asleep: bool) -> None:
+        """An engine was put to sleep, or woken: asleep it takes no requests."""
+        for engine in self._at(endpoint):
+            engine.asleep = asleep
+            for worker in engine.workers:
+                self._workers[worker] = replace(self._workers[worker], ready=bool(engine.up) and not asleep)
+        self._publish()
+
+    def asleep(self) -> frozenset[WorkerId]:
+        """The workers that were put to sleep."""
+        return frozenset(worker for engine in self._engines if engine.asleep for worker in engine.workers)
+
+    def name_of(self, worker: WorkerId) -> str:
+        """What users know a worker by."""
+        known = self._workers.get(worker)
+        return str(worker) if known is None else known.name
+
     def set_trust(self, worker: WorkerId, trust: Trust) -> None:
         """How far a worker's view may be believed. Unknown workers are ignored: a stream may end late."""
         if worker in self._workers:
@@ -122,14 +149,23 @@ class Membership:
             engine.wake.clear()
             await self._probe(engine)
             config = self._config.membership
-            await self._pause(config.probe_interval_s if engine.up else config.retry_interval_s, engine.wake)
+            well = engine.up and not engine.failures
+            await self._pause(config.probe_interval_s if well else config.retry_interval_s, engine.wake)
 
     async def _probe(self, engine: _Engine) -> None:
-        if not await self._api.healthy(engine.endpoint):
-            self._down(engine, "its /health does not answer 200")
+        health = await self._api.health(engine.endpoint)
+        if health is not Health.GOOD:
+            engine.failures += 1
+            if health is Health.REFUSED:
+                self._down(engine, "it refuses to be connected to")
+            elif not engine.up or engine.failures >= self._config.membership.failures_max:
+                self._down(engine, "its /health does not answer 200")
             return
+        engine.failures = 0
+        if any(self.wants_counters(worker) for worker in engine.workers):
+            await self._read_counters(engine)
         engine.facts_due -= 1
-        if engine.up and engine.facts_due >= 0:
+        if engine.up and engine.facts_due >= 0 and not engine.asleep:  # it may be woken past us
             return
         try:
             facts = await self._api.facts(engine.endpoint)
@@ -139,6 +175,13 @@ class Membership:
             return  # it is healthy and was known before: what is known still holds
         engine.facts_due = FACTS_EVERY
         self._adopt(engine, facts)
+
+    async def _read_counters(self, engine: _Engine) -> None:
+        asked_at = self._clock()
+        counters = await self._api.cache_counters(engine.endpoint)
+        for rank, worker in enumerate(engine.workers):
+            if rank in counters:
+                self.on_counters(worker, counters[rank], asked_at)
 
     async def _pause(self, seconds: float, wake: asyncio.Event) -> None:
         waits = [asyncio.ensure_future(self._sleep(seconds)), asyncio.ensure_future(wake.wait())]
@@ -171,6 +214,8 @@ class Membership:
         )
         if restarted:
             _log.info("%s is another process now: its cache is taken to be empty", engine.endpoint.url)
+        if facts.asleep is not None or restarted:
+            engine.asleep = bool(facts.asleep)
         engine.process_start = facts.process_start or engine.process_start
         addresses = self._unshared(engine, event_addresses(self._config, engine.config, engine.endpoint, facts))
         if addresses != engine.addresses:
@@ -220,7 +265,9 @@ class Membership:
                 models=_since_first_seen(facts.models, before.get(worker)),
                 trust=trust,
                 block_size=facts.block_size,
-                ready=True,
+                kv_tokens_max=facts.kv_tokens_max,
+                version=facts.version,
+                ready=not engine.asleep,
             )
         for rank, worker in enumerate(engine.workers):
             if moved[rank]:
@@ -251,6 +298,12 @@ def endpoint_of(url: str) -> Endpoint:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
         raise ConfigError("engines.url", f"{url!r} is not the base URL of an engine", "Write http://HOST:PORT")
     return Endpoint(parts.hostname, port, tls=parts.scheme == "https")
+
+
+def engine_keys(config: Config) -> dict[Endpoint, str]:
+    """The API key of each engine that has one."""
+    keys = {endpoint_of(engine.url): engine.api_key or config.membership.api_key for engine in config.engines}
+    return {endpoint: key for endpoint, key in keys.items() if key is not None}
 
 
 def event_addresses(

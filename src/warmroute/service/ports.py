@@ -87,8 +87,32 @@ class EngineFacts:
     version: str | None = None
     block_size: int | None = None
     """`vllm:cache_config_info`'s block size, if it is exported."""
+    kv_tokens_max: int | None = None
+    """Tokens that a rank's GPU cache has room for, by `vllm:cache_config_info`."""
+    asleep: bool | None = None
+    """Whether its metrics say that it was put to sleep; None if they do not say."""
     process_start: float | None = None
     """`process_start_time_seconds` of its metrics: another value means another process."""
+
+
+class Health(enum.Enum):
+    """What a probe of an engine found."""
+
+    GOOD = "good"
+    FAILING = "failing"
+    """No answer in time, or another than 200: it may only be busy."""
+    REFUSED = "refused"
+    """Nobody listens there."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCounters:
+    """What one data-parallel rank has counted since its process began, in tokens."""
+
+    queries: float
+    """Looked up in the prefix cache."""
+    hits: float
+    """Found there."""
 
 
 class EngineApi(Protocol):
@@ -98,8 +122,12 @@ class EngineApi(Protocol):
         """Ask the engine what it serves and where it publishes. Raises EngineError if it does not answer."""
         ...
 
-    async def healthy(self, endpoint: Endpoint) -> bool:
-        """Whether `/health` answers 200."""
+    async def health(self, endpoint: Endpoint) -> Health:
+        """What `/health` answers."""
+        ...
+
+    async def cache_counters(self, endpoint: Endpoint) -> Mapping[int, CacheCounters]:
+        """The prefix cache's counters by data-parallel rank; empty if they cannot be had."""
         ...
 
 

@@ -11,18 +11,21 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
+from typing import TypedDict
 
 import msgspec
 
 from warmroute.config.tree import GatewayConfig
 from warmroute.core import openai
 from warmroute.core.openai import RoutingRequest
+from warmroute.core.parity import Bounds, Evidence
 from warmroute.core.router import Decision, PickRequest, Router
 from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Dispatch, Headers, Outcome, Reply, RequestHead
 from warmroute.service.tokens import Tokens
 from warmroute.service.tracking import Attempt, Job, Tracking, Trail
+from warmroute.service.trust import Trusts
 from warmroute.types import TokenIds, Worker, WorkerId
 
 PREFIX_ROUTED = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -31,11 +34,31 @@ PREFIX_ROUTED = frozenset({"/v1/chat/completions", "/v1/completions"})
 RESETS_CACHE = frozenset({"/reset_prefix_cache", "/sleep"})
 """Paths after which the engine that served them has an empty cache; it publishes that only with its next step."""
 
-CHANGES_MODELS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+LOADS_ADAPTER = "/v1/load_lora_adapter"
+CHANGES_MODELS = frozenset({LOADS_ADAPTER, "/v1/unload_lora_adapter"})
 """Paths after which the engine that served them serves other models."""
+
+SLEEP, WAKE_UP, IS_SLEEPING = "/sleep", "/wake_up", "/is_sleeping"
+
+RANK_HEADER = b"x-data-parallel-rank"
+"""vLLM's: the client wants this data-parallel rank."""
+WORKER_HEADER = b"x-warmroute-worker"
+"""Ours: the client wants this worker, by the name that `/workers` and the same header of an answer give it."""
 
 LocalReply = Callable[[str], Reply]
 """Answers a path below its prefix itself; gets the full path."""
+
+CANDIDATES_KEPT_MAX = 32
+"""Candidates that are kept of a decision for explanation: the chosen one and the cheapest."""
+
+
+class Hints(TypedDict, total=False):
+    """What a client may say in headers about where its request should go."""
+
+    session: str
+    policy: str
+    pinned: WorkerId
+
 
 _CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d+)')
 
@@ -53,6 +76,7 @@ class Routing:
     ) -> None:
         self.router = router
         self.tracking = Tracking()
+        self.trusts = Trusts(clock)
         self._membership = membership
         self._tokens = tokens
         self._config = config
@@ -62,6 +86,8 @@ class Routing:
         self._numbers = count(1)
         self.on_reset: Callable[[WorkerId], None] = lambda _: None
         """Told when a worker's cache was reset by a request that passed through."""
+        self.removed_blocks: Callable[[WorkerId], int] = lambda _: 0
+        """How many blocks a worker has announced as removed, ever."""
 
     def answer_locally(self, replies: Mapping[str, LocalReply]) -> None:
         """Let GETs of these paths be answered by the gateway itself; a path that ends in `/` stands for all below."""
@@ -109,22 +135,43 @@ class Routing:
         attempt.trail.status = status
         if _computed(status):
             self.router.prefilled(attempt.trail.decision, self._clock())
+            attempt.trail.decision.settle(CANDIDATES_KEPT_MAX)
 
     def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """Release what was booked, and note how it ended."""
         trail, worker = attempt.trail, attempt.trail.decision.worker
         trail.outcome = outcome
-        if reported := _CACHED_TOKENS.findall(tail):
+        reported = _CACHED_TOKENS.findall(tail)
+        served = _computed(trail.status)
+        self.trusts.ended(worker.id, trail.number, served=served, reported=bool(reported))
+        if reported:
             self.tracking.reported(trail, int(reported[-1]))
+            self._judge(attempt.job, trail, int(reported[-1]))
         if outcome is Outcome.COMPLETE and trail.status == 200:
             self._acted(attempt.job, worker, tail)
-        self.router.release(trail.decision, self._clock(), served=_computed(trail.status))
-        trail.decision.claims = ()  # kept for explanation: without the hashes of its whole prompt
+        self.router.release(trail.decision, self._clock(), served=served)
+        trail.decision.claims = (
+            trail.decision.chain
+        ) = ()  # kept for explanation: without the hashes of its whole prompt
+        if not trail.decision.served:
+            trail.decision.settle(CANDIDATES_KEPT_MAX)
         self.tracking.outcomes[worker.name, outcome.value] += 1
         if outcome is Outcome.UNREACHABLE:
             self._membership.report_unreachable(worker.endpoint)
         elif outcome is Outcome.ENGINE_LOST:  # one answer broke; whether the engine did, it is asked at once
             self._membership.refresh(worker.endpoint)
+
+    def _judge(self, job: Job, trail: Trail, reported: int) -> None:
+        """Hold the prediction against the engine's word, if both are of the same prompt and nothing excuses it."""
+        decision = trail.decision
+        if not job.plain or job.pick.token_ids is None:
+            return
+        confirmed = decision.overlap_tokens - decision.claimed_tokens
+        block_size = decision.candidates.block_size if decision.overlap_tokens else 1
+        removed = self.removed_blocks(decision.worker.id) - trail.removed_before
+        if 0 < confirmed - reported <= removed * block_size:
+            confirmed = reported  # it may have been evicted between the decision and the engine's own look
+        self.trusts.judged(decision.worker.id, Evidence(confirmed, decision.overlap_tokens, reported))
 
     def _acted(self, job: Job, worker: Worker, tail: bytes) -> None:
         """An engine did what was asked: take it for known before it is announced."""
@@ -132,7 +179,17 @@ class Routing:
             for each in self._membership.fleet.workers:
                 if each.endpoint == worker.endpoint:  # the engine resets all of its ranks
                     self.on_reset(each.id)
+            if job.path == SLEEP:
+                self._membership.sleeps(worker.endpoint, asleep=True)
+        elif job.path == WAKE_UP:
+            self._membership.sleeps(worker.endpoint, asleep=False)
+            self._membership.refresh(worker.endpoint)
         elif job.path in CHANGES_MODELS:
+            name, source = job.adapter
+            if job.path == LOADS_ADAPTER and name is not None and source is not None:
+                for each in self._membership.fleet.workers:
+                    if each.endpoint == worker.endpoint:
+                        self.router.adapters.loaded(each, name, source)
             self._membership.refresh(worker.endpoint)
 
     def _route(self, head: RequestHead, request: RoutingRequest) -> Dispatch | Awaitable[Dispatch]:
@@ -158,13 +215,27 @@ class Routing:
         model = openai.model_of(body)
         if model is not None and not self._membership.fleet.serving(model):
             raise self._unknown_model(model)
+        pinned = self._pinned(head)
+        wakes = path in (WAKE_UP, IS_SLEEPING)
+        if wakes and pinned is None:
+            pinned = min(self._membership.asleep(), default=None)
+        pick = PickRequest(
+            model=model,
+            prompt_bytes=len(body),
+            streamed=False,
+            pinned=pinned,
+            even_unready=pinned is not None,
+            rank=_rank(head),
+        )
         return self._attempt(
             Job(
-                pick=PickRequest(model=model, prompt_bytes=len(body), streamed=False),
+                pick=pick,
                 request_id=self._request_id(head),
                 no_tokens_reason="path",
                 retriable=model is not None or head.method in (b"GET", b"HEAD"),
                 path=path,
+                adapter=openai.adapter_of(body) if path in CHANGES_MODELS else (None, None),
+                authorize=head.header(b"authorization") is None,
             )
         )
 
@@ -175,16 +246,48 @@ class Routing:
             model=request.model,
             token_ids=token_ids,
             prompt_bytes=len(request.body),
+            further_prompts=request.further_prompts,
+            n=request.n,
             cache_salt=request.cache_salt,
             skips_cache_read=request.skips_cache_read,
             streamed=request.stream,
+            rank=_rank(head),
+            **self._hints(head),
         )
-        return Job(pick=pick, request_id=self._request_id(head), path=request.path, no_tokens_reason=no_tokens_reason)
+        return Job(
+            pick=pick,
+            request_id=self._request_id(head),
+            path=request.path,
+            no_tokens_reason=no_tokens_reason,
+            plain=request.n == 1 and request.prompts == 1,
+            authorize=head.header(b"authorization") is None,
+        )
+
+    def _hints(self, head: RequestHead) -> Hints:
+        """What the client's headers ask of the decision."""
+        config, hints = self.router.config, Hints()
+        if (session := head.header(config.session_header.encode())) is not None:
+            hints["session"] = session.decode("latin-1")
+        if config.overrides:
+            if (policy := head.header(b"routing-strategy")) is not None:
+                hints["policy"] = policy.decode("latin-1")
+            if (pinned := self._pinned(head)) is not None:
+                hints["pinned"] = pinned
+        return hints
 
     def _attempt(self, job: Job) -> Attempt:
         decision = self.router.pick(job.pick, self._membership.fleet, self._clock())
-        trail = Trail(request_id=job.request_id, decision=decision, no_tokens_reason=job.no_tokens_reason)
+        worker = decision.worker.id
+        trail = Trail(
+            request_id=job.request_id,
+            decision=decision,
+            no_tokens_reason=job.no_tokens_reason,
+            number=next(self._numbers),
+            removed_before=self.removed_blocks(worker),
+        )
         self.tracking.decided(trail)
+        if job.path in PREFIX_ROUTED:
+            self.trusts.began(worker, trail.number, _bounds(job, decision))
         return Attempt(self, job, trail, self._headers(job, decision))
 
     def _headers(self, job: Job, decision: Decision) -> tuple[Headers, Headers]:
@@ -192,19 +295,32 @@ class Routing:
         worker = decision.worker
         to_engine: Headers = (request_id,)
         if worker.ranks > 1:
-            to_engine = (request_id, (b"x-data-parallel-rank", b"%d" % worker.rank))
+            to_engine += ((RANK_HEADER, b"%d" % worker.rank),)
+        if job.authorize and (key := self._membership.keys.get(worker.endpoint)) is not None:
+            to_engine += ((b"authorization", b"Bearer " + key.encode()),)
         if not self._config.decision_headers:
             return to_engine, (request_id,)
         return to_engine, (
             request_id,
-            (b"x-warmroute-worker", worker.name.encode("latin-1")),
-            (b"x-warmroute-overlap-tokens", b"%d" % decision.overlap_tokens),
+            (WORKER_HEADER, worker.name.encode("latin-1")),
+            (b"x-warmroute-overlap-tokens", b"%d" % _first(decision.predicted_tokens, decision.overlap_tokens)),
         )
 
     def _request_id(self, head: RequestHead) -> str:
         """The client's, or one of our own: unique without asking the system for randomness per request."""
         given = head.header(b"x-request-id")
         return given.decode("latin-1") if given else f"{self._instance}-{next(self._numbers):x}"
+
+    def _pinned(self, head: RequestHead) -> WorkerId | None:
+        name = head.header(WORKER_HEADER)
+        if name is None:
+            return None
+        for worker in self._membership.fleet.workers:
+            if worker.name.encode("latin-1") == name:
+                return worker.id
+        raise ClientError(
+            404, f"There is no worker {name.decode('latin-1')!r}; /workers lists them.", code="worker_not_found"
+        )
 
     def _unknown_model(self, model: str) -> ClientError | NoWorkerError:
         known = [info.id for info in self._membership.fleet.models]
@@ -216,6 +332,28 @@ class Routing:
             code="model_not_found",
             param="model",
         )
+
+
+def _first(value: int | None, other: int) -> int:
+    return other if value is None else value
+
+
+def _rank(head: RequestHead) -> int | None:
+    """The data-parallel rank that the client wants; what is no number is the engine's to refuse."""
+    value = head.header(RANK_HEADER)
+    return int(value) if value is not None and value.isdigit() else None
+
+
+def _bounds(job: Job, decision: Decision) -> Bounds:
+    """What the request adds to the engine's counters: every answer to every prompt is looked up."""
+    pick = job.pick
+    if pick.skips_cache_read:
+        return Bounds(0, 0, 0)
+    if pick.token_ids is None or pick.further_prompts is None or pick.further_prompts:
+        return Bounds(0, 0, None)
+    confirmed = decision.overlap_tokens - decision.claimed_tokens
+    at_most = decision.overlap_tokens + (pick.n - 1) * _first(decision.predicted_tokens, 0)
+    return Bounds(pick.n * confirmed, at_most, pick.n * decision.prompt_tokens)
 
 
 def _computed(status: int | None) -> bool:

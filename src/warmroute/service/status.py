@@ -13,23 +13,26 @@ from warmroute.service.ingest import WorkerStream
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Reply
 from warmroute.service.tracking import Tracking
+from warmroute.service.trust import Trusts
 from warmroute.types import Worker, WorkerId
 
 
 class Status:
     """Answers the gateway's own paths with JSON."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what it reads, nothing to choose
         self,
         router: Router,
         membership: Membership,
         streams: Mapping[WorkerId, WorkerStream],
+        trusts: Trusts,
         tracking: Tracking,
         clock: Callable[[], float],
     ) -> None:
         self._router = router
         self._membership = membership
         self._streams = streams
+        self._trusts = trusts
         self._tracking = tracking
         self._clock = clock
         self.draining = False
@@ -101,6 +104,7 @@ class Status:
                 "prompt_tokens": decision.prompt_tokens,
                 "overlap_tokens": decision.overlap_tokens,
                 "claimed_tokens": decision.claimed_tokens,
+                "predicted_tokens": decision.predicted_tokens,
                 "reported_tokens": trail.reported_tokens,
                 "outcome": trail.outcome.value if trail.outcome else None,
                 "status": trail.status,
@@ -123,6 +127,7 @@ class Status:
                 "reason": worker.trust.reason,
                 "since_s": round(now - worker.trust.since, 3),
             },
+            "parity": self._trusts.of(worker.id).view(),
             "blocks": sizes.blocks,
             "orphan_blocks": sizes.orphans,
             "block_size": sizes.block_sizes[0] if sizes.block_sizes else worker.block_size,

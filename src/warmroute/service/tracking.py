@@ -7,6 +7,7 @@ is, whatever the end was; and it leaves a trail: counters for metrics, and the l
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -19,9 +20,6 @@ from warmroute.types import Endpoint
 DECISIONS_KEPT_MAX = 10_000
 """Decisions kept for explanation: minutes of a busy gateway."""
 
-CANDIDATES_KEPT_MAX = 400_000
-"""Candidates in all kept decisions: some tens of megabytes, so a fleet of a thousand keeps its last 400 decisions."""
-
 
 class Trail(msgspec.Struct):
     """One decision and what became of it."""
@@ -31,6 +29,10 @@ class Trail(msgspec.Struct):
     no_tokens_reason: str | None
     outcome: Outcome | None = None
     status: int | None = None
+    number: int = 0
+    """Of this attempt, unique."""
+    removed_before: int = 0
+    """Blocks its worker had announced as removed when it was sent."""
     reported_tokens: int | None = None
     """Prompt tokens the engine says it took from its cache, where its answer says so."""
 
@@ -57,7 +59,6 @@ class Tracking:
         self.refused: Counter[int] = Counter()
         """HTTP status -> requests that were read well and that nobody was to serve."""
         self._trails: OrderedDict[str, Trail] = OrderedDict()
-        self._candidates = 0
 
     def decided(self, trail: Trail) -> None:
         """A decision was made; a retry of the same request takes its place."""
@@ -68,18 +69,17 @@ class Tracking:
         else:
             self.prompt_tokens[name] += decision.prompt_tokens
             self.predicted_tokens[name] += decision.overlap_tokens
-        replaced = self._trails.pop(trail.request_id, None)
+        self._trails.pop(trail.request_id, None)
         self._trails[trail.request_id] = trail
-        self._candidates += len(decision.costs) - (len(replaced.decision.costs) if replaced is not None else 0)
-        while len(self._trails) > DECISIONS_KEPT_MAX or self._candidates > CANDIDATES_KEPT_MAX:
-            self._candidates -= len(self._trails.popitem(last=False)[1].decision.costs)
+        while len(self._trails) > DECISIONS_KEPT_MAX:
+            self._trails.popitem(last=False)
 
     def reported(self, trail: Trail, tokens: int) -> None:
         """The engine says how many prompt tokens it took from its cache."""
         trail.reported_tokens = tokens
-        name, predicted = trail.decision.worker.name, trail.decision.overlap_tokens
+        name, predicted = trail.decision.worker.name, trail.decision.predicted_tokens
         self.reported_tokens[name] += tokens
-        if trail.no_tokens_reason is None:
+        if trail.no_tokens_reason is None and predicted is not None:
             result = "exact" if predicted == tokens else "high" if predicted > tokens else "low"
             self.predictions[name, result] += 1
 
@@ -90,6 +90,10 @@ class Tracking:
     def trail(self, request_id: str) -> Trail | None:
         """What is known of a request, if it is among the last ones."""
         return self._trails.get(request_id)
+
+    def last(self, number: int) -> list[Trail]:
+        """The last decisions, the newest first."""
+        return list(islice(reversed(self._trails.values()), number))
 
     def forget_worker(self, name: str) -> None:
         """A worker left: its series end, so that a thousand rollouts leave no thousand series."""
@@ -106,6 +110,12 @@ class Job(msgspec.Struct, frozen=True):
     request_id: str
     path: str
     no_tokens_reason: str | None = None
+    plain: bool = True
+    """Whether the engine's report is of this one prompt and answer: not so of several."""
+    adapter: tuple[str | None, str | None] = (None, None)
+    """Name and path of the adapter that is loaded or unloaded."""
+    authorize: bool = True
+    """Whether the engine's key is to be added: the client sent none of its own."""
     retriable: bool = True
     """False if an engine may have acted on it although no answer came (an admin request)."""
 

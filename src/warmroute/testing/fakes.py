@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from warmroute.core.openai import RoutingRequest
 from warmroute.errors import EngineError, TokenizeError
-from warmroute.service.ports import EngineFacts
+from warmroute.service.ports import CacheCounters, EngineFacts, Health
 from warmroute.types import Endpoint, TokenIds
 
 
@@ -21,6 +21,7 @@ class FakeEngineApi:
         self.factless: set[Endpoint] = set()
         """Healthy, but their facts cannot be had."""
         self.hanging: set[Endpoint] = set()
+        self.counters: dict[Endpoint, dict[int, CacheCounters]] = {}
         self.calls: list[tuple[str, Endpoint]] = []
 
     async def facts(self, endpoint: Endpoint) -> EngineFacts:
@@ -30,10 +31,17 @@ class FakeEngineApi:
             raise EngineError(f"{endpoint.url} cannot be reached (it is a fake); set its facts")
         return self.known[endpoint]
 
-    async def healthy(self, endpoint: Endpoint) -> bool:
-        """Whether facts are set and it is not said to be unhealthy."""
-        await self._asked("healthy", endpoint)
-        return endpoint in self.known and endpoint not in self.unhealthy
+    async def health(self, endpoint: Endpoint) -> Health:
+        """GOOD if facts are set and it is not said to be unhealthy; REFUSED if no facts are."""
+        await self._asked("health", endpoint)
+        if endpoint not in self.known:
+            return Health.REFUSED
+        return Health.FAILING if endpoint in self.unhealthy else Health.GOOD
+
+    async def cache_counters(self, endpoint: Endpoint) -> Mapping[int, CacheCounters]:
+        """What the test set."""
+        await self._asked("cache_counters", endpoint)
+        return self.counters.get(endpoint, {})
 
     async def _asked(self, what: str, endpoint: Endpoint) -> None:
         self.calls.append((what, endpoint))

@@ -111,9 +111,12 @@ def test_bodies_with_a_length_end_there(content: bytes, excess: bytes, cuts: lis
 
 
 def test_own_errors_have_openais_form() -> None:
-    reply = error_reply(503, "none", code="no_worker")
+    reply = error_reply(503, "none", code="no_worker", headers=((b"X-Request-Id", b"r1"),))
+    made = dict(error_reply(400, "none").headers)[b"x-request-id"]
+    assert len(made) == 16
+    assert made != dict(error_reply(400, "none").headers)[b"x-request-id"]
     assert reply_bytes(reply, close=True) == (
         b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 82\r\n"
-        b'Retry-After: 1\r\nConnection: close\r\n\r\n{"error":{"message":"none","type":"server_error",'
+        b'X-Request-Id: r1\r\nRetry-After: 1\r\nConnection: close\r\n\r\n{"error":{"message":"none","type":"server_error",'
         b'"param":null,"code":"no_worker"}}'
     )

@@ -36,7 +36,7 @@ engine that contradicts itself can name blocks in a circle), the worker with the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -125,6 +125,10 @@ class DumpEntry(msgspec.Struct, frozen=True, gc=False):
     """(group, medium, block size, sliding window or None): all that is known of groups, on a worker's first entry."""
 
 
+Columns: TypeAlias = tuple[Sequence[WorkerId], Sequence[int], Sequence[int]]
+"""Overlaps as (worker, blocks, three per worker: blocks by medium)."""
+
+
 class PrefixIndex(Protocol):
     """All workers' caches, by content. Not thread-safe: it belongs to one event loop."""
 
@@ -154,6 +158,14 @@ class PrefixIndex(Protocol):
         `prefixes` is what `hashing.prefix_hashes` gives for the request and this block size. The result is not capped
         to len(prompt) - 1 tokens: that is the caller's, who knows the prompt.
         """
+        ...
+
+    def match_columns(self, prefixes: Sequence[PrefixHash], block_size: int) -> Columns:
+        """What `match` gives, in columns: for the caller to whom an object per worker is too much."""
+        ...
+
+    def depth(self, worker: WorkerId, prefixes: Sequence[PrefixHash], block_size: int) -> int:
+        """How many of the leading blocks `worker` holds, as `match` would say: 0 for who is left out of it."""
         ...
 
     def block_sizes(self) -> tuple[int, ...]:

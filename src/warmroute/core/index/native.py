@@ -6,9 +6,10 @@ Invariant: whatever is said to it and to `reference.ReferenceIndex`, their answe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 from warmroute import _native
-from warmroute.core.index.contract import ApplyReport, DumpEntry, IndexSizes, Overlap, WorkerSizes
+from warmroute.core.index.contract import ApplyReport, Columns, DumpEntry, IndexSizes, Overlap, WorkerSizes
 from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from warmroute.errors import IndexCorruptionError
 from warmroute.types import Medium, PrefixHash, WorkerId
@@ -46,6 +47,12 @@ class NativeIndex(_native.Index):
         `prefixes` may be a list or a buffer of unsigned 64-bit integers, which is read in place.
         """
         return [Overlap(*overlap) for overlap in self.match_tuples(prefixes, block_size)]
+
+    def match_columns(self, prefixes: Sequence[PrefixHash], block_size: int) -> Columns:
+        """What `match` gives, in columns."""
+        found = self.match_arrays(prefixes, block_size)
+        workers = cast("list[WorkerId]", found.workers.tolist())
+        return workers, found.blocks.tolist(), found.by_medium.tolist()
 
     def worker_sizes(self, worker: WorkerId) -> WorkerSizes:
         """What `worker` holds; zeros if it is unknown."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from warmroute.core.hashing import block_digests, extra_digest
-from warmroute.core.index.contract import ApplyReport, DumpEntry, IndexSizes, Overlap, WorkerSizes
+from warmroute.core.index.contract import ApplyReport, Columns, DumpEntry, IndexSizes, Overlap, WorkerSizes
 from warmroute.core.index.reference_view import Claim, Groups, Place, Totals, View
 from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from warmroute.errors import IndexCorruptionError
@@ -99,6 +99,19 @@ class ReferenceIndex:
             if overlap is not None:
                 found.append(overlap)
         return found
+
+    def match_columns(self, prefixes: Sequence[PrefixHash], block_size: int) -> Columns:
+        """What `match` gives, in columns."""
+        found = self.match(prefixes, block_size)
+        by_medium = [blocks for overlap in found for blocks in overlap.by_medium]
+        return [overlap.worker for overlap in found], [overlap.blocks for overlap in found], by_medium
+
+    def depth(self, worker: WorkerId, prefixes: Sequence[PrefixHash], block_size: int) -> int:
+        """How many of the leading blocks `worker` holds, as `match` would say: 0 for who is left out of it."""
+        view = self._views.get(worker)
+        rule = None if view is None else view.groups.rules.get(block_size)
+        overlap = None if view is None or rule is None else view.overlap(prefixes, rule)
+        return 0 if overlap is None else overlap.blocks
 
     def block_sizes(self) -> tuple[int, ...]:
         """Every block size that a worker uses, ascending."""

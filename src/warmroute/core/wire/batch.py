@@ -20,21 +20,24 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TAGS = frozenset({"BlockStored", "BlockRemoved", "AllBlocksCleared"})
 _DETAIL_CHARS_MAX = 200
 
+NO_RANK = -1
+"""Stands for a rank that is no number."""
+
 
 class _ArrayEnvelope(msgspec.Struct, array_like=True, frozen=True, gc=False):
     ts: float
     events: list[msgspec.Raw]
-    rank: int | None = None
+    rank: Any = None
 
 
 class _MapEnvelope(msgspec.Struct, frozen=True, gc=False):
     ts: float
     events: list[msgspec.Raw]
-    data_parallel_rank: int | None = None
-    attn_dp_rank: int | None = None
+    data_parallel_rank: Any = None
+    attn_dp_rank: Any = None
 
     @property
-    def rank(self) -> int | None:
+    def rank(self) -> Any:
         return self.attn_dp_rank if self.data_parallel_rank is None else self.data_parallel_rank
 
 
@@ -58,7 +61,7 @@ def decode_batch(payload: bytes | memoryview) -> EventBatch:
             rejected.append(RejectedEvent(position=position, reason=error.reason, detail=error.detail))
     return EventBatch(
         ts=envelope.ts,
-        rank=envelope.rank or 0,
+        rank=_rank(envelope.rank),
         events=tuple(events),
         rejected=tuple(rejected),
         unknown_media=len(unknown_media),
@@ -73,6 +76,13 @@ def _envelope(payload: bytes | memoryview) -> _ArrayEnvelope | _MapEnvelope:
         raise WireError("not_a_batch", str(error)) from None
     except _UNREADABLE as error:
         raise WireError("not_msgpack", str(error)[:_DETAIL_CHARS_MAX]) from None
+
+
+def _rank(published: Any) -> int:
+    """What is no number is nobody's rank: counted as a mismatch, which costs less than the batch."""
+    if published is None:
+        return 0
+    return published if type(published) is int else NO_RANK
 
 
 def _is_map(encoded: bytes | memoryview | msgspec.Raw) -> bool:

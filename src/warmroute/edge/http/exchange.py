@@ -157,16 +157,17 @@ class Exchange:
             self._attempt(self._plane.pool.take(verdict.endpoint))
 
     def _service_failed(self, error: BaseException) -> None:
+        request_id = self._request.head.header(b"x-request-id") or secrets.token_hex(8).encode()
+        headers = ((b"x-request-id", request_id),)
         if isinstance(error, ClientError):
-            self._answer(error_reply(error.status, error.message, code=error.code, param=error.param))
+            self._answer(error_reply(error.status, error.message, code=error.code, param=error.param, headers=headers))
         elif isinstance(error, NoWorkerError):
-            self._answer(error_reply(503, str(error), code="no_worker"))
+            self._answer(error_reply(503, str(error), code="no_worker", headers=headers))
         else:
             self._plane.counts.service_failures += 1
-            request_id = self._request.head.header(b"x-request-id") or secrets.token_hex(8).encode()
             log.error("request %s failed", request_id.decode("latin-1"), exc_info=error)
             message = "The gateway failed to serve this request; its log says why, under this x-request-id."
-            self._answer(error_reply(500, message, code="internal_error", headers=((b"x-request-id", request_id),)))
+            self._answer(error_reply(500, message, code="internal_error", headers=headers))
 
     # Attempting
 

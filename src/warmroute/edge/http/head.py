@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
+import secrets
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -192,7 +193,12 @@ _TYPES = {
 def error_reply(
     status: int, message: str, *, code: str | None = None, param: str | None = None, headers: Headers = ()
 ) -> Reply:
-    """An error in OpenAI's form. A server's error says when to come again, so that clients back off alike."""
+    """An error in OpenAI's form. A server's error says when to come again, so that clients back off alike.
+
+    It carries an `x-request-id` as every answer does: a new one if `headers` bring none.
+    """
+    if all(name.lower() != b"x-request-id" for name, _ in headers):
+        headers = (*headers, (b"x-request-id", secrets.token_hex(8).encode()))
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
     if status == HTTPStatus.SERVICE_UNAVAILABLE:

@@ -32,7 +32,10 @@ class _Choice:
 class Answer:
     """What has been generated for one request."""
 
-    def __init__(self, body: Body, generation: Generation, *, chat: bool, request_id: str, now: float) -> None:
+    def __init__(
+        self, body: Body, generation: Generation, *, chat: bool, request_id: str, now: float, details: bool = True
+    ) -> None:
+        self._details = details
         self._body = body
         self._generation = generation
         self._chat = chat
@@ -40,7 +43,12 @@ class Answer:
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{request_id}", "object": kind, "created": int(now)}
         self._choices = [_Choice() for _ in range(len(generation.prompts) * generation.copies)]
         self._cached_tokens = 0
+        self._lies = False
         self._finish = "length" if body.max_tokens or body.max_completion_tokens or not chat else "stop"
+
+    def misreport(self) -> None:
+        """Claim that nothing was cached, whatever was."""
+        self._lies = True
 
     def named(self, model: str) -> Answer:
         """The same, saying that `model` answered."""
@@ -53,7 +61,7 @@ class Answer:
         text = choice.text.push(token.id)
         choice.parts.append(text)
         choice.token_ids.append(token.id)
-        if token.sequence == 0:
+        if token.sequence == len(self._choices) - 1:  # vLLM reports the last prompt's last answer
             self._cached_tokens = token.cached_tokens
         ids = {"token_ids": [token.id]} if self._body.return_token_ids else {}
         finish = self._finish if token.last else None
@@ -116,9 +124,11 @@ class Answer:
     def _usage(self) -> dict[str, Any]:
         prompt = sum(map(len, self._generation.prompts))
         completion = sum(len(choice.token_ids) for choice in self._choices)
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": prompt,
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
-            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
         }
+        if self._details:
+            usage["prompt_tokens_details"] = {"cached_tokens": 0 if self._lies else self._cached_tokens}
+        return usage

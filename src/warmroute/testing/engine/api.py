@@ -62,12 +62,15 @@ class _Api:
                 web.post("/faults", self._set_faults),
             ]
         )
-        if process.release.says_event_sources and process.options.events:
+        if process.release.says_event_sources:
             self.app.router.add_get("/kv_event_sources", self._event_sources)
 
     @web.middleware
     async def _answer_in_form(self, request: web.Request, handler: _Endpoint) -> web.StreamResponse:
+        key = self._process.options.api_key
         try:
+            if key and request.path.startswith("/v1") and request.headers.get("Authorization") != f"Bearer {key}":
+                return _json({"error": "Unauthorized"}, 401)
             response = await handler(request)
         except Refusal as refusal:
             response = _json(refusal.body, refusal.status)
@@ -92,7 +95,10 @@ class _Api:
         wanted = generation(body, process, chat=chat, session_id=request.headers.get("X-Session-ID"))
         rank = self._rank(request)
         request_id = request.headers.get("X-Request-Id") or uuid.uuid4().hex
-        answer = Answer(body, wanted, chat=chat, request_id=request_id, now=process.time.now())
+        details = process.options.prompt_tokens_details
+        answer = Answer(body, wanted, chat=chat, request_id=request_id, now=process.time.now(), details=details)
+        if faults.happens("misreport_answers"):
+            answer.misreport()
         answer.named(body.model or process.options.model)
         tokens_left = faults.break_after_tokens if faults.happens("break_answers") else -1
         response = await self._open_stream(request, answer) if body.stream else None
@@ -165,10 +171,11 @@ class _Api:
         return _json({"version": self._process.release.name})
 
     async def _event_sources(self, _: web.Request) -> web.Response:
+        binds = self._process.options.events_bind
         sources = {
             str(rank): {
-                "endpoint": f"tcp://*:{address.endpoint.rpartition(':')[2]}",
-                "replay_endpoint": f"tcp://*:{(address.replay_endpoint or '').rpartition(':')[2]}",
+                "endpoint": _anywhere(address.endpoint) if binds else address.endpoint,
+                "replay_endpoint": address.replay_endpoint and _anywhere(address.replay_endpoint),
                 "topic": address.topic,
             }
             for rank, address in enumerate(self._process.events)
@@ -209,6 +216,10 @@ class _Api:
         for name, value in wanted.items():
             setattr(self._process.faults, name, value)
         return _json(dataclasses.asdict(self._process.faults))
+
+
+def _anywhere(address: str) -> str:
+    return f"tcp://*:{address.rpartition(':')[2]}"
 
 
 async def _fields(request: web.Request) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def _lines(process: Process) -> Iterator[str]:
     yield "# TYPE vllm:cache_config_info gauge"
     for rank in process.ranks:
         yield (
-            f'vllm:cache_config_info{{block_size="{options.block_size}",enable_prefix_caching="True",'
+            f'vllm:cache_config_info{{block_size="{options.block_size}",enable_prefix_caching="{options.prefix_caching}",'
             f'engine="{rank.number}",num_gpu_blocks="{options.num_blocks}",prefix_caching_hash_algo="sha256"}} 1.0'
         )
 

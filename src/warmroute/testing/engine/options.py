@@ -32,6 +32,10 @@ class EngineOptions:
     """Port rank 0 publishes on (rank r: + r); 0: ones the system chooses."""
     replay_port: int = 0
     """Port of rank 0's replay socket (rank r: + r); 0: ones the system chooses."""
+    events_bind: bool = True
+    """False: its PUB socket connects to the event port, as vLLM's does without a `*` in its endpoint."""
+    replay: bool = True
+    """Whether it has replay sockets."""
     topic: str = ""
     """First frame of every published message."""
     buffer_steps: int = 10_000
@@ -44,6 +48,8 @@ class EngineOptions:
     """Tokens in a block."""
     num_blocks: int = 1024
     """Physical blocks per rank; one of them is never used."""
+    prefix_caching: bool = True
+    """False: nothing is taken from the cache, and nothing is published."""
     max_model_len: int = 8192
     """Longest prompt with its output, in tokens."""
     max_num_seqs: int = 128
@@ -58,6 +64,10 @@ class EngineOptions:
     """Seconds for a step in which running sequences get their next token."""
     jitter: float = 0.0
     """Share by which a step's time varies, either way."""
+    prompt_tokens_details: bool = True
+    """Whether answers say how many prompt tokens were cached (`vllm serve --enable-prompt-tokens-details`)."""
+    api_key: str = ""
+    """Key that paths below /v1 ask for, as with `vllm serve --api-key`; empty: none."""
     output_tokens: int = 64
     """Length of a chat answer whose request does not say."""
     seed: int = 0
@@ -69,6 +79,7 @@ class EngineOptions:
             self._require(name, getattr(self, name) >= 1, "Give at least 1.")
         self._require("num_blocks", self.num_blocks >= 2, "Give at least 2: one block is never used.")
         self._require("max_model_len", self.max_model_len >= 2, "Give at least 2.")
+        self._require("events_port", bool(self.events_bind or self.events_port), "Give a port to connect to.")
         capacity = (self.num_blocks - 1) * self.block_size
         self._require(
             "max_model_len", self.max_model_len <= capacity, f"The cache holds {capacity} tokens: make it larger."
@@ -88,6 +99,8 @@ class Faults:
 
     drop_batches: int = 0
     """Batches that subscribers miss; a replay has them."""
+    swallow_batches: int = 0
+    """Batches that are gone before they take a number: no gap shows it."""
     lose_batches: int = 0
     """Batches that take a number and are gone, from the replay as well."""
     garble_batches: int = 0
@@ -96,6 +109,8 @@ class Faults:
     """Batches with an additional event of an unknown kind."""
     silent_replays: int = 0
     """Replay requests that get no answer."""
+    misreport_answers: int = 0
+    """Answers that say that nothing was cached, whatever was."""
     refuse_requests: int = 0
     """Generation requests answered with 503."""
     break_answers: int = 0

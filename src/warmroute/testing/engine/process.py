@@ -38,6 +38,7 @@ class Token(NamedTuple):
     id: int
     last: bool
     cached_tokens: int
+    """None: the engine is set up not to report it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Rank:
                 await self._work.wait()
             step = scheduler.schedule()
             await self._time.sleep(self._duration_s(step))
-            if step.events and self.publisher:
+            if step.events and self.publisher and self._options.prefix_caching:
                 self.publisher.publish(self._time.now(), step.events)
             scheduler.complete(step)
 
@@ -94,17 +95,17 @@ class Rank:
         """Tokens of all sequences as they come. Leaving early aborts what is still running."""
         made: asyncio.Queue[Token] = asyncio.Queue()
         sequences: list[Sequence] = []
+        reads_cache = generation.reads_cache and self._options.prefix_caching
         for prompt in generation.prompts:
             for _ in range(generation.copies):
                 pages = Pages(list(prompt), generation.content)
                 number = len(sequences)
 
                 def sink(token: int, last: bool, number: int = number) -> None:
-                    made.put_nowait(Token(number, token, last, sequences[number].cached_tokens or 0))
+                    cached_tokens = sequences[number].cached_tokens or 0
+                    made.put_nowait(Token(number, token, last, cached_tokens))
 
-                sequences.append(
-                    Sequence(pages, len(prompt), generation.tokens_max, sink, reads_cache=generation.reads_cache)
-                )
+                sequences.append(Sequence(pages, len(prompt), generation.tokens_max, sink, reads_cache=reads_cache))
         for sequence in sequences:
             self.scheduler.add(sequence)
         self._work.set()

@@ -40,6 +40,7 @@ class Publisher:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._pub = self._context.socket(zmq.PUB)
         self._pub.set_hwm(100_000)
+        self.replays = options.replay
         self._router: zmq.asyncio.Socket = zmq.asyncio.Context(self._context).socket(zmq.ROUTER)
         self._router.set_hwm(release.replay_hwm)
         self.next_seq = 0
@@ -49,16 +50,26 @@ class Publisher:
         """Bind both sockets: where `former` was, or where the options say. Raises zmq.ZMQError if that is taken."""
         options = self._options
         if former is None:
-            events = _bind(self._pub, options.host, options.events_port and options.events_port + self._rank)
-            replay = _bind(self._router, options.host, options.replay_port and options.replay_port + self._rank)
+            events = self._publish_at(options.host, options.events_port and options.events_port + self._rank)
+            replay_port = options.replay_port and options.replay_port + self._rank
+            replay = _bind(self._router, options.host, replay_port) if self.replays else None
             self.address = EventAddress(events, replay, options.topic)
         else:
-            self._pub.bind(former.endpoint)
-            self._router.bind(former.replay_endpoint or "")
+            (self._pub.bind if options.events_bind else self._pub.connect)(former.endpoint)
+            if former.replay_endpoint is not None:
+                self._router.bind(former.replay_endpoint)
             self.address = former
+
+    def _publish_at(self, host: str, port: int) -> str:
+        if self._options.events_bind:
+            return _bind(self._pub, host, port)
+        self._pub.connect(f"tcp://{host}:{port}")
+        return f"tcp://{host}:{port}"
 
     def publish(self, ts: float, events: tuple[CacheEvent, ...]) -> None:
         """Send one step's events, unless a fault wants otherwise."""
+        if self._faults.happens("swallow_batches"):
+            return
         seq, self.next_seq = self.next_seq, self.next_seq + 1
         if self._faults.happens("lose_batches"):
             return

@@ -1,0 +1,131 @@
+"""What a policy sees and what it must answer.
+
+A policy is any object with a `name` and a `costs` method, so a user's own takes ten lines. It sees all candidates of
+one request as parallel lists, because a thousand small objects per request would cost more than the decision is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from warmroute.core.dice import Dice
+from warmroute.types import PrefixHash, TokenIds, Worker
+
+
+class Candidates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """The workers that could serve one request, and what is known of each; entry i of every list is of workers[i].
+
+    The lists belong to this request alone: a policy may change them, and need not copy them to keep them.
+    """
+
+    workers: tuple[Worker, ...]
+    now: float
+    """Seconds of the clock that all times here are of."""
+    dice: Dice
+    """The only randomness a policy may use: with the same seed a run repeats itself."""
+
+    prompt_tokens: int
+    """Length of the prompt in tokens; estimated from its bytes if there are no token ids."""
+    token_ids: TokenIds | None
+    """The prompt, if it is known in tokens."""
+    chain: Sequence[PrefixHash]
+    """One hash per full block of the prompt, each standing for all tokens up to its end; empty without token ids."""
+    block_size: int
+    """Tokens per block of `chain`."""
+    session: str | None
+    """What the client says belongs together: equal for the requests of one conversation."""
+    priority: int
+    """As vLLM has it: the lower, the earlier; 0 if nothing is said."""
+
+    overlap_tokens: list[int]
+    """Leading tokens of this request the worker is thought to hold, in any medium, claims included."""
+    cpu_tokens: list[int]
+    """The part of them that lies in host memory."""
+    storage_tokens: list[int]
+    """The part of them that lies in storage."""
+    claimed_tokens: list[int]
+    """The part of them that rests on requests still under way there."""
+    belief: Sequence[float]
+    """How far the worker's view may be believed: 1 in sync, less if it is known to be incomplete."""
+
+    requests: list[int]
+    """Requests in flight."""
+    prefilling: list[int]
+    """Those of them that wait for their first byte."""
+    prefill_tokens: list[int]
+    """Prompt tokens to be computed for those."""
+    kv_tokens: list[int]
+    """Prompt tokens of all requests in flight."""
+    free_at: list[float]
+    """When the prefill queued ahead is expected to be done; in the past if nothing is queued."""
+    fixed_s: list[float]
+    """Seconds a prefill takes there however short it is, learned from its answers."""
+    per_token_s: list[float]
+    """Seconds there per prompt token that is not cached, learned from its answers."""
+
+    @property
+    def decoding(self) -> list[int]:
+        """Requests that are generating."""
+        return [all_ - waiting for all_, waiting in zip(self.requests, self.prefilling, strict=True)]
+
+    @property
+    def uncached_tokens(self) -> list[int]:
+        """Tokens the worker would have to compute."""
+        prompt = self.prompt_tokens
+        return [prompt - overlap for overlap in self.overlap_tokens]
+
+    @property
+    def wait_s(self) -> list[float]:
+        """Seconds until the prefill queued ahead is expected to be done."""
+        now = self.now
+        return [at - now if at > now else 0.0 for at in self.free_at]
+
+    def first_token_s(self, i: int) -> float:
+        """Seconds from now until this request's first token is expected of candidate `i`."""
+        wait = max(0.0, self.free_at[i] - self.now)
+        return wait + self.fixed_s[i] + (self.prompt_tokens - self.overlap_tokens[i]) * self.per_token_s[i]
+
+    def only(self, kept: Sequence[int]) -> Candidates:
+        """These candidates alone, for people who ask why."""
+        picked = {
+            name: [value[i] for i in kept]
+            for name in self.__struct_fields__
+            if isinstance(value := getattr(self, name), list)
+        }
+        workers = tuple(self.workers[i] for i in kept)
+        return msgspec.structs.replace(self, **(picked | {"workers": workers, "token_ids": None, "chain": ()}))
+
+
+class Policy(Protocol):
+    """Chooses by naming costs. A policy that keeps a history has the method `chosen` too: see `Remembers`."""
+
+    @property
+    def name(self) -> str:
+        """What decisions and settings call it."""
+        ...
+
+    def costs(self, candidates: Candidates) -> Sequence[float]:
+        """One cost per candidate, in any unit of the policy's own; the lowest wins.
+
+        Infinity says: not this one, unless there is nobody else. NaN is a mistake.
+        """
+        ...
+
+
+class Remembers(Policy, Protocol):
+    """A policy that is told what became of its costs."""
+
+    def chosen(self, candidates: Candidates, winner: int) -> None:
+        """The request went to `candidates.workers[winner]`."""
+        ...
+
+
+class Explains(Policy, Protocol):
+    """A policy whose cost is a sum that can be shown term by term."""
+
+    def terms(self, candidates: Candidates) -> dict[str, list[float]]:
+        """Name -> one number per candidate; per candidate they add up to its cost."""
+        ...
