@@ -8,12 +8,15 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # A change of what the package is built from or depends on makes a new build; Python sources are used in place.
 NATIVE := CMakeLists.txt $(wildcard native/*)
 
-.PHONY: demo test test-fast lint format bench fuzz vllm clean help
+SEEDS ?= 10000
+
+.PHONY: demo test test-fast sim lint format bench vllm clean help
 
 help:
 	@echo "make demo     three simulated engines, the gateway, traffic, and why each request went where it went"
 	@echo "make test     everything that CI checks: lint, types, layers, tests (with real vLLM)"
 	@echo "make test-fast  the tests that need no real vLLM"
+	@echo "make sim      10,000 seeds of the event plane's simulation; SEED=17 runs one and tells what happened if it fails"
 	@echo "make lint     ruff, mypy --strict, import contracts"
 	@echo "make bench    benchmarks, beside the peers where they are installed"
 	@echo "make fuzz     100 million almost right bytes through the decoders of events"
@@ -53,6 +56,9 @@ test: lint vllm
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not vllm'
+
+sim: $(VENV)/.installed
+	$(BIN)/python scripts/sim/run.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 bench: $(VENV)/.dev
 	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_http.sh

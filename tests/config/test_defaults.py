@@ -26,8 +26,10 @@ DEFAULTS = {
     "events.replay_timeout_s": 5.0,
     "events.reconnect_backoff_s": 1.0,
     "events.reconnect_backoff_max_s": 30.0,
+    "events.probe_idle_s": 30.0,
     "events.pending_batches_max": 100_000,
     "events.orphan_blocks_max": 65_536,
+    "events.blocks_max": None,
     "tokenizer.mode": "auto",
     "tokenizer.path": None,
     "tokenizer.remote_endpoint": None,
@@ -54,6 +56,7 @@ DEFAULTS = {
 ENGINE_DEFAULTS = {
     "url": REQUIRED,
     "events_endpoint": None,
+    "events_listen": None,
     "replay_endpoint": None,
     "topic": None,
     "data_parallel_size": None,

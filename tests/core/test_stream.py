@@ -6,7 +6,7 @@ import pytest
 from stream_rig import Rig, batch
 
 from warmroute.config.tree import EventsConfig
-from warmroute.core.stream import NO_ENDPOINT, PROBE_IDLE_S, Stream
+from warmroute.core.stream import NO_ENDPOINT, Stream
 from warmroute.core.stream_states import (
     TRANSITIONS,
     Cause,
@@ -138,14 +138,14 @@ def test_a_run_followed_from_its_first_batch_needs_no_replay() -> None:
     assert rig.stream.trust is TrustState.LIVE
 
 
-def test_a_message_that_overtakes_the_news_of_the_connection_is_kept() -> None:
-    rig = Rig()
-    rig.hear(0)
-    assert rig.asked() == [0]
+def test_a_message_outside_a_connection_is_left_to_the_replay() -> None:
+    rig = Rig().synced(2)
+    rig.disconnected(0.0)
+    rig.hear(2)
+    assert (rig.counted("strays"), rig.asked(), rig.stream.state) == (1, [], State.CONNECTING)
     rig.connected(0.0)
-    assert rig.asked() == [0]
-    rig.reply(range(1))
-    assert rig.applied == [0]
+    rig.reply(range(1, 3))
+    assert rig.applied == [2]
     assert rig.stream.trust is TrustState.LIVE
 
 
@@ -195,24 +195,45 @@ def test_a_replay_that_stalls_is_asked_for_again_from_where_it_stalled() -> None
     assert rig.stream.trust is TrustState.LIVE
 
 
-def test_too_many_waiting_batches_start_the_worker_over() -> None:
+def test_batches_that_are_too_many_to_wait_are_asked_for_again() -> None:
     rig = Rig(pending_batches_max=3).synced(2)
-    rig.hear(4, 5, 6, 7)
-    assert rig.counted("overflows") == 1
-    assert rig.stream.state is State.RESYNC
-    assert rig.asked() == [1, 0]
-    rig.reply(range(8))
-    assert rig.applied == list(range(8))
+    rig.hear(4, 5, 6, 7, 8)
+    assert rig.counted("overflows") == 2
+    rig.reply(range(1, 4))
+    assert (rig.applied, rig.asked()) == ([2, 3, 4, 5, 6], [1, 6])
+    assert rig.stream.trust is TrustState.REPLAYING, "there are newer ones, as is known"
+    rig.reply(range(6, 9))
+    assert rig.applied == list(range(2, 9))
     assert rig.stream.trust is TrustState.LIVE
+    assert not rig.purged()
 
 
 def test_an_engine_that_publishes_faster_than_it_replays_is_followed_in_the_end() -> None:
     rig = Rig(pending_batches_max=1).up()
     rig.hear(*range(5, 30))
-    assert rig.stream.state is State.LIVE
+    rig.replay_failed("timeout", 0.0)
+    assert (rig.applied, rig.asked(), rig.stream.state) == ([5], [0, 5], State.REPLAYING)
+    rig.reply(range(5, 30))
+    assert rig.applied == list(range(5, 30))
     assert rig.stream.trust is TrustState.DEGRADED
-    assert rig.applied[-1] == 29
-    assert rig.counted("overflows") == 4
+
+
+def test_behind_a_hole_that_stays_what_overflowed_is_still_fetched() -> None:
+    """Not live in between: a newer batch is known to exist."""
+    rig = Rig(pending_batches_max=1).synced(2)
+    cleared = batch(3, events=(AllBlocksCleared(),))
+    rig.live(3, cleared, 0.0)
+    rig.hear(4)
+    for start in (1, 1, 1, 1):
+        assert rig.asked()[-1] == start
+        rig.reply([1], end=False)
+        rig.replayed(3, cleared, 0.0)
+        rig.reply([4])
+    assert (rig.applied, rig.asked()[-1], rig.stream.trust) == ([3], 3, TrustState.REPLAYING)
+    rig.replayed(3, cleared, 0.0)
+    rig.reply([4])
+    assert rig.applied == [3, 4]
+    assert rig.stream.trust is TrustState.LIVE, "whatever was lost was before the clear"
 
 
 # Restarts and reconnects.
@@ -359,27 +380,6 @@ def test_what_could_not_be_applied_degrades() -> None:
     assert (rig.stream.trust, rig.reason) == (TrustState.DEGRADED, "a bug")
 
 
-def test_a_failed_replay_is_tried_again_and_rebuilds() -> None:
-    rig = Rig(reconnect_backoff_s=1.0, reconnect_backoff_max_s=3.0).up()
-    rig.hear(7)
-    rig.replay_failed("timeout", 0.0)
-    rig.tick(0.9)
-    assert rig.asked() == [0]
-    rig.tick(1.0)
-    rig.replay_failed("timeout", 1.0)
-    rig.tick(2.9)
-    assert rig.asked() == [0, 0]
-    rig.tick(3.0)
-    assert rig.asked() == [0, 0, 0]
-    rig.hear(8)
-    assert rig.applied == [7, 8], "live goes on until the replay speaks"
-    rig.reply(range(9))
-    assert rig.applied == list(range(9))
-    assert rig.stream.trust is TrustState.LIVE
-    rig.tick(10.0)
-    assert rig.asked() == [0, 0, 0]
-
-
 def test_no_retry_where_there_is_no_replay() -> None:
     rig = Rig().up()
     rig.hear(7)
@@ -394,21 +394,6 @@ def test_retries_are_staggered() -> None:
     stream.replay_failed("timeout", 0.0)
     assert stream.tick(1.4) == []
     assert Replay(0) in stream.tick(1.5)
-
-
-def test_a_silent_engine_is_probed() -> None:
-    rig = Rig().synced(3)
-    rig.tick(PROBE_IDLE_S - 0.1)
-    assert rig.asked() == []
-    rig.tick(PROBE_IDLE_S)
-    assert rig.asked() == [2]
-    assert rig.stream.trust is TrustState.LIVE
-    rig.reply([2, 3])
-    assert rig.applied == [3], "the tail was lost; nothing newer would have shown it"
-    assert rig.stream.state is State.LIVE
-    rig.tick(2 * PROBE_IDLE_S)
-    rig.replay_failed("timeout", 2 * PROBE_IDLE_S)
-    assert rig.stream.trust is TrustState.LIVE
 
 
 def test_garbage_without_a_number_is_counted_and_changes_nothing() -> None:

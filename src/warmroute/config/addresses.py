@@ -72,6 +72,14 @@ def parse_zmq(address: str) -> TcpAddress | IpcAddress:
     return TcpAddress(*_host_and_port(rest, port_default=None))
 
 
+def parse_zmq_listen(address: str) -> TcpAddress | IpcAddress:
+    """The parts of a ZMQ address to listen on: as `parse_zmq`, and `*` for every interface. Raises ValueError."""
+    scheme, separator, rest = address.partition("://")
+    if (scheme, separator) == ("tcp", "://") and rest.startswith("*:"):
+        return TcpAddress("*", _host_and_port("0.0.0.0" + rest[1:], port_default=None)[1])  # noqa: S104 - a stand-in
+    return parse_zmq(address)
+
+
 def without_credentials(text: str) -> str:
     """`text` for an error or a log, with no user name or password that a URL in it carries."""
     return re.sub(r"//[^/@]*@", "//...@", text)

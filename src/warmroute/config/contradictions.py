@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from warmroute.config.addresses import PORT_MAX, IpcAddress, TcpAddress, parse_url, parse_zmq
-from warmroute.config.tree import Config, EngineConfig, MembershipConfig
+from warmroute.config.addresses import PORT_MAX, IpcAddress, TcpAddress, parse_url, parse_zmq, parse_zmq_listen
+from warmroute.config.tree import Config, EngineConfig
 from warmroute.errors import ConfigError
 
 Said: TypeAlias = Callable[[str], str | None]
@@ -103,11 +103,18 @@ class _Socket:
 def _sockets(number: int, engine: EngineConfig) -> Iterator[tuple[TcpAddress | IpcAddress, _Socket]]:
     """Every address that `engine` names itself, rank by rank. Raises ConfigError for one that ranks cannot have."""
     ranks = engine.data_parallel_size or 1
-    for name, text in (("events_endpoint", engine.events_endpoint), ("replay_endpoint", engine.replay_endpoint)):
+    if engine.events_listen is not None and engine.events_endpoint is not None:
+        raise ConfigError(
+            f"engines[{number}].events_listen",
+            f"{engine.events_listen} and events_endpoint {engine.events_endpoint} contradict each other",
+            "An engine either connects here (events_listen) or is connected to (events_endpoint): name one.",
+        )
+    named = ("events_endpoint", "events_listen", "replay_endpoint")
+    for name, text in ((name, getattr(engine, name)) for name in named):
         if text is None:
             continue
         key = f"engines[{number}].{name}"
-        address = parse_zmq(text)
+        address = parse_zmq_listen(text) if name == "events_listen" else parse_zmq(text)
         if isinstance(address, IpcAddress):
             if ranks > 1:
                 raise ConfigError(key, f"{text} has no port that {ranks} ranks could count up", "Use tcp://HOST:PORT.")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from warmroute.config.addresses import PORT_MAX, check_listen_host, parse_url, parse_zmq
+from warmroute.config.addresses import PORT_MAX, check_listen_host, parse_url, parse_zmq, parse_zmq_listen
 
 DAY_S: Final = 86_400.0
 """No pause or patience of a router is longer; a longer one is a slip of the unit."""
@@ -122,10 +122,12 @@ _URL: Final = Form("a URL http://HOST:PORT or https://HOST:PORT", parse_url)
 _KEY: Final = Form("a key without spaces, as it goes into a header", check_key)
 _FILE: Final = Form("the path of a file", _check_path)
 _ZMQ: Final = Form("a ZMQ address tcp://HOST:PORT or ipc://PATH to connect to", parse_zmq)
+_ZMQ_LISTEN: Final = Form("a ZMQ address tcp://*:PORT, tcp://HOST:PORT or ipc://PATH to listen on", parse_zmq_listen)
 
 RANGES: Final[Mapping[str, Range | Form]] = {
     "engines[].url": _URL,
     "engines[].events_endpoint": _ZMQ,
+    "engines[].events_listen": _ZMQ_LISTEN,
     "engines[].replay_endpoint": _ZMQ,
     "engines[].topic": Form(f"printable text of at most {TOPIC_BYTES_MAX} bytes", _check_topic),
     "engines[].api_key": _KEY,
@@ -145,8 +147,10 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "events.replay_timeout_s": _TIME,
     "events.reconnect_backoff_s": _TIME,
     "events.reconnect_backoff_max_s": _TIME,
+    "events.probe_idle_s": _TIME,
     "events.pending_batches_max": Range(1, BATCHES_MAX),
     "events.orphan_blocks_max": Range(0, BATCHES_MAX),
+    "events.blocks_max": Range(1, 10**12),
     "tokenizer.path": Form("the path of a folder", _check_path),
     "tokenizer.remote_endpoint": _URL,
     "tokenizer.timeout_s": _TIME,

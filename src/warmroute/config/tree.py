@@ -18,6 +18,9 @@ class EngineConfig:
     """Base URL of the engine's API, `http://HOST:PORT`."""
     events_endpoint: str | None = None
     """ZMQ address rank 0 publishes on, as reachable from here (`tcp://HOST:5557`); rank r is at port + r."""
+    events_listen: str | None = None
+    """For an engine whose PUB socket connects instead of binding: ZMQ address on which its rank 0 is awaited here
+    (`tcp://*:6557`, the engine's `endpoint` names this host and port); rank r at port + r."""
     replay_endpoint: str | None = None
     """ZMQ address of rank 0's replay socket (`tcp://HOST:5558`); rank r is at port + r."""
     topic: str | None = None
@@ -75,10 +78,15 @@ class EventsConfig:
     """First pause before another attempt; doubled each time."""
     reconnect_backoff_max_s: float = 30.0
     """Longest pause before another attempt."""
+    probe_idle_s: float = 30.0
+    """An engine that was silent for so long is asked what it has: a lost batch shows itself only with the next one."""
     pending_batches_max: int = 100_000
-    """Live batches kept while a replay is under way, per worker; beyond it the worker is resynchronised."""
+    """Live batches kept while a replay is under way, per worker; those beyond are asked for again when it ends."""
     orphan_blocks_max: int = 65_536
     """Blocks parked for an unknown parent or an unknown meaning, per worker; beyond it the oldest are dropped."""
+    blocks_max: int | None = None
+    """Copies of blocks held in all, of all workers: the limit of the index's memory. Beyond it the ends of the least
+    recently extended prefixes are dropped. None: no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,11 +16,8 @@ and that batch must be the one that was applied. Sequence numbers alone cannot t
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass
-from typing import TypeAlias
-
 from warmroute.config.tree import EventsConfig
+from warmroute.core.stream_memory import Question, Received, View, mark_of
 from warmroute.core.stream_states import (
     TRANSITIONS,
     Apply,
@@ -37,38 +34,12 @@ from warmroute.core.stream_states import (
 from warmroute.core.wire.events import Batch
 from warmroute.types import TrustState
 
-_Received: TypeAlias = Batch | str
-"""A batch, or why its payload could not be read."""
-
 NO_ENDPOINT = "no_endpoint"
 """The reason of a failed replay when the engine has no replay socket: asking again is useless."""
-PROBE_IDLE_S = 30.0
-"""After so long a silence the engine is asked for what it has: a loss shows itself only with the next batch."""
 PROBE_FIRST_S = 1.0
 """The first question after a connection: what was published while the subscription was on its way is not missed."""
 _TRIES_MAX = 3
-"""How often a hole is asked for again without any progress, and a view with a flaw rebuilt."""
-_REMEMBERED = 1024
-"""How many applied batches are remembered by their marks, to tell a repetition from a restart."""
-_UNREADABLE_MARK = 0
-
-
-@dataclass(slots=True)
-class _Question:
-    """A replay under way."""
-
-    start: int
-    expected: int
-    """What the stream expected when it asked."""
-    at: float
-    rebuild: bool = False
-    """Whether the first reply is to replace a view that has a flaw."""
-    answered: bool = False
-
-    @property
-    def anchored(self) -> bool:
-        """Whether it asked for a batch that was applied: the reply shows whether it is of the same run."""
-        return self.start < self.expected
+"""How often a hole is asked for again without any progress."""
 
 
 class Stream:
@@ -80,21 +51,13 @@ class Stream:
     def __init__(self, config: EventsConfig, stagger: float = 0.0) -> None:
         self.state = State.CONNECTING
         self.trust = TrustState.BLIND
-        self.expected: int | None = 0
-        """Number of the next batch to apply; None: whichever comes first."""
         self._config = config
         self._stagger = stagger
         self._effects: list[Effect] = []
         self._trust_reason = ""
-        # The view: what was applied since the last purge.
-        self._since = 0
-        self._marks = array("Q", bytes(8 * _REMEMBERED))
-        self._first_ts = self._last_ts = 0.0
-        self._flaw: str | None = None
-        self._flawed_seq = -1
-        self._rebuilds_left = 0
+        self._view = View()
         # The subscription.
-        self._pending: dict[int, _Received] = {}
+        self._pending: dict[int, Received] = {}
         self._dropped = False
         """Whether batches came since the last question that could not be kept."""
         self._live_seq, self._live_ts = -1, 0.0
@@ -102,7 +65,7 @@ class Stream:
         self._probe_at = 0.0
         self._doubt: str | None = None
         # The replay under way, and those to come.
-        self._asked: _Question | None = None
+        self._asked: Question | None = None
         self._unverified = False
         self._tries = self._tried_from = 0
         self._can_replay = True
@@ -155,17 +118,17 @@ class Stream:
         self._now, question = now, self._asked
         if question is not None:
             self._end_replay()
-            self._has_replayed = True
+            self._has_replayed, self._doubt = True, None
             self._backoff_s = self._config.reconnect_backoff_s
             if question.rebuild:
-                self._rebuilds_left = 0  # There is nothing to rebuild from.
+                pass  # There is nothing to rebuild from.
             elif question.anchored and not question.answered:
                 # The engine has never got as far as the anchor: it is another run, or it remembers nothing.
                 self._count("restarts")
                 self._start_over("the engine has no such batch any more")
             elif self.state is State.LIVE:
                 # What it proves was so when it was asked.
-                self._probe_at, self._doubt = max(self._heard_at, question.at) + PROBE_IDLE_S, None
+                self._probe_at = max(self._heard_at, question.at) + self._config.probe_idle_s
             else:
                 self._probe_at = now + PROBE_FIRST_S
                 self._catch_up()
@@ -194,8 +157,8 @@ class Stream:
     def restarted(self, now: float, process_start: float | None = None) -> list[Effect]:
         """Somebody else saw that the engine is a new process, begun at `process_start` (Unix seconds, if known)."""
         self._now = now
-        if self.state is not State.DEAD and self._holds:
-            seen = process_start is not None and self._first_ts >= process_start
+        if self.state is not State.DEAD and self._view.holds:
+            seen = process_start is not None and self._view.first_ts >= process_start
             if not seen:
                 self._restart("the engine is a new process")
         return self._flush()
@@ -217,7 +180,7 @@ class Stream:
     def tainted(self, reason: str, now: float) -> list[Effect]:
         """Something in an applied batch could not be applied: the view is incomplete from now on."""
         self._now = now
-        self._find_flaw(self.expected or 0, reason)
+        self._view.find_flaw(self.expected or 0, reason)
         self._tell()
         return self._flush()
 
@@ -225,16 +188,16 @@ class Stream:
         """Time passes. Due about once a second: rebuilds a view that has a flaw, and probes a silent engine."""
         self._now = now
         if self.state is State.LIVE and self._asked is None and self._can_replay:
-            flawed = self._flaw is not None or self.expected is None
-            if flawed and self._retry_at is None and (self._rebuilds_left or self.expected is None):
-                self._rebuilds_left -= self.expected is not None
+            flawed = self._view.flaw is not None or self.expected is None
+            if flawed and self._retry_at is None and (self._view.rebuilds_left or self.expected is None):
+                self._view.rebuilds_left -= self.expected is not None
                 self._plan_rebuild()
             if self._retry_at is not None and now >= self._retry_at:
                 self._retry_at = None
                 if flawed:
                     self._ask(0, rebuild=True)
             elif self.expected is not None and now >= self._probe_at:
-                self._ask(self._anchor())
+                self._ask(self._view.anchor)
         return self._flush()
 
     def retire(self) -> list[Effect]:
@@ -247,17 +210,17 @@ class Stream:
 
     # Receiving.
 
-    def _heard(self, seq: int, received: _Received) -> list[Effect]:
+    def _heard(self, seq: int, received: Received) -> list[Effect]:
         if self.state is State.CONNECTING:
             self._count("strays")  # Left over from a connection that is gone: a replay brings it, if it still matters.
         elif self.state is not State.DEAD:
             self._receive(seq, received, live=True)
             if self._doubt is not None and self.state is State.LIVE and self._asked is None:
-                self._ask(self._anchor())
+                self._ask(self._view.anchor)
             self._tell()
         return self._flush()
 
-    def _reply(self, seq: int, received: _Received) -> list[Effect]:
+    def _reply(self, seq: int, received: Received) -> list[Effect]:
         question = self._asked
         if question is not None:
             first, question.answered = not question.answered, True
@@ -275,36 +238,35 @@ class Stream:
             self._tell()
         return self._flush()
 
-    def _begin_rebuild(self, question: _Question, seq: int) -> bool:
+    def _begin_rebuild(self, question: Question, seq: int) -> bool:
         """The replay begins with batch `seq`: replace the view, unless that would not make it better."""
-        question.rebuild = False
-        if self.expected is not None and seq and seq >= self._since:
-            self._rebuilds_left = 0
+        if self.expected is not None and seq and seq >= self._view.since:
             self._end_replay()
-            self._pending.clear()
             return False
+        question.rebuild = False
         self._move(Cause.REBUILT)
         self._purge("rebuilt from a replay", 0)
         return True
 
-    def _is_hole(self, seq: int, question: _Question) -> bool:
+    def _is_hole(self, seq: int, question: Question) -> bool:
         # Where an anchor was asked for and did not come, even the very next batch may be of another run.
         return self.expected is None or seq > self.expected or (seq == self.expected and question.anchored)
 
-    def _receive(self, seq: int, received: _Received, *, live: bool) -> None:
-        known, mark = self._mark(seq), _mark_of(received)
-        ts = self._last_ts if isinstance(received, str) else received.ts
+    def _receive(self, seq: int, received: Received, *, live: bool) -> None:
+        known, mark = self._mark(seq), mark_of(received)
+        past = self._view.is_past(seq)
+        ts = self._view.last_ts if isinstance(received, str) else received.ts
         if known is not None:
             another_run = known != mark
-        elif self.expected is not None and seq < self.expected:
-            another_run = ts >= self._last_ts  # Too long ago to be compared: a repetition is older than what followed.
+        elif past:  # Too long ago to be compared: a repetition is older than what followed.
+            another_run = ts >= self._view.last_ts
         else:
             another_run = live and seq < self._live_seq and ts >= self._live_ts
         if another_run:
             self._restart("the sequence went back" if live else "the replay is of another run")
             if not live:
                 return  # The replay that was just asked for brings it again.
-        elif known is not None or (self.expected is not None and seq < self.expected):
+        elif known is not None or past:
             if live:
                 self._count("duplicates")
             else:
@@ -313,10 +275,10 @@ class Stream:
             return
         if live:
             self._live_seq, self._live_ts = seq, ts
-            self._heard_at, self._probe_at = self._now, self._now + PROBE_IDLE_S
+            self._heard_at, self._probe_at = self._now, self._now + self._config.probe_idle_s
         self._accept(seq, received)
 
-    def _accept(self, seq: int, received: _Received) -> None:
+    def _accept(self, seq: int, received: Received) -> None:
         if self.expected is None:
             self._join(seq, "nothing replayed what was published before")
         if seq == self.expected and not self._unverified:
@@ -335,10 +297,10 @@ class Stream:
             if self._asked is not None and self._asked.rebuild:
                 self._retry_at = 0.0  # As soon as the gap is filled.
             self._abandon_replay()
-            self._ask(self._anchor())
+            self._ask(self._view.anchor)
         self._hold(seq, received)
 
-    def _hold(self, seq: int, received: _Received) -> None:
+    def _hold(self, seq: int, received: Received) -> None:
         if len(self._pending) < self._config.pending_batches_max:
             self._pending[seq] = received
             return
@@ -348,26 +310,15 @@ class Stream:
         else:
             self._dropped = True  # The next question brings it again.
 
-    def _apply(self, seq: int, received: _Received) -> None:
-        self.expected = seq + 1
-        self._marks[seq % _REMEMBERED] = _mark_of(received)
-        if isinstance(received, str):
-            self._find_flaw(seq, f"batch {seq} could not be read: {received}")
-            return
-        if seq == self._since:
-            self._first_ts = received.ts
-        self._last_ts = received.ts
-        self._effects.append(Apply(seq, received))
-        if received.rejected:
-            self._find_flaw(seq, f"events of batch {seq} could not be read: {received.rejected[0].reason}")
-        elif self._flaw is not None and received.has_clear:
-            self._flaw = None
+    def _apply(self, seq: int, received: Received) -> None:
+        self._view.take(seq, received)
+        if not isinstance(received, str):
+            self._effects.append(Apply(seq, received))
 
-    def _find_flaw(self, seq: int, flaw: str) -> None:
-        self._flaw = flaw
-        if seq > self._flawed_seq:  # Not one that a rebuild has met again.
-            self._flawed_seq = seq
-            self._rebuilds_left = _TRIES_MAX
+    def _mark(self, seq: int) -> int | None:
+        """The mark of a batch that is applied or held back; None if nothing is known of it."""
+        received = self._pending.get(seq)
+        return self._view.mark(seq) if received is None else mark_of(received)
 
     def _drain(self) -> None:
         while self._pending and self.expected is not None and not self._unverified:
@@ -383,9 +334,9 @@ class Stream:
         self._heard_at = self._now
         self._tries = 0
         if self.expected is None:
-            self.expected = self._since = 0
-        self._unverified = self._holds
-        self._ask(self._anchor())
+            self._view.purge(0)
+        self._unverified = self._view.holds
+        self._ask(self._view.anchor)
         self._tell()
 
     def _disconnect(self) -> None:
@@ -396,12 +347,8 @@ class Stream:
         self._doubt = None
         self._tell()
 
-    def _anchor(self) -> int:
-        """Where a replay must begin to show that it is of the run that was applied."""
-        return self.expected - 1 if self.expected and self._holds else self.expected or 0
-
     def _ask(self, start: int, *, rebuild: bool = False) -> None:
-        self._asked = _Question(start, self.expected or 0, self._now, rebuild)
+        self._asked = Question(start, self.expected or 0, self._now, rebuild)
         self._dropped = False
         self._count("replays")
         self._effects.append(Replay(start))
@@ -415,9 +362,9 @@ class Stream:
         self._retry_at = self._now + self._backoff_s * (1 + self._stagger)
         self._backoff_s = min(2 * self._backoff_s, self._config.reconnect_backoff_max_s)
 
-    def _stay_unproven(self, probe: _Question) -> None:
+    def _stay_unproven(self, probe: Question) -> None:
         """A probe has failed: unless the stream has gone on meanwhile, nobody knows what the engine holds now."""
-        self._probe_at = self._now + PROBE_IDLE_S
+        self._probe_at = self._now + self._config.probe_idle_s
         if self._has_replayed and self._heard_at <= probe.at:
             self._doubt = "silent, and its replay does not answer any more"
             self._probe_at = self._now + self._backoff_s
@@ -451,7 +398,7 @@ class Stream:
             self._tries = 0
         if self._tries < _TRIES_MAX and self._can_replay:
             self._tries += 1
-            self._ask(self._anchor())
+            self._ask(self._view.anchor)
         else:
             self._give_up(why)
 
@@ -459,7 +406,7 @@ class Stream:
         """No replay can be had. Go on with what is certain."""
         if self._pending:
             self._give_up(why)
-        elif anchored or not self._holds:
+        elif anchored or not self._view.holds:
             self._purge(why, None)
             self._move(Cause.GAVE_UP)
         else:  # The run has been followed from its first batch.
@@ -478,7 +425,7 @@ class Stream:
             self._drain()
         self._pending.clear()
         if self._dropped and self.expected is not None:  # There are newer ones, as is known.
-            self._ask(self._anchor())
+            self._ask(self._view.anchor)
         else:
             self._move(Cause.GAVE_UP)
         self._tell()
@@ -493,15 +440,13 @@ class Stream:
         lost = seq if lost is None else lost
         if lost:
             self._count("lost", lost)
-        self.expected = self._since = seq
-        self._flaw = None
-        if seq:
-            self._find_flaw(seq, f"{lost or 'no'} batches lost: {why}")
+        self._view.join(seq, f"{lost or 'no'} batches lost: {why}")
 
     def _restart(self, reason: str) -> None:
         self._count("restarts")
         self._pending.clear()
-        self._live_seq = self._flawed_seq = -1
+        self._live_seq = -1
+        self._view.new_run()
         self._tries = self._tried_from = 0
         if self.state is State.CONNECTING:
             self._purge(reason, 0)
@@ -511,32 +456,29 @@ class Stream:
 
     def _start_over(self, reason: str, cause: Cause = Cause.RESTARTED) -> None:
         self._forget_replay()
-        self._move(cause)
+        self._pending.clear()  # Of the former run, or the replay brings it again.
+        self._move(Cause.RESTARTED)
         self._purge(reason, 0)
         self._ask(0)
         self._tell()
 
     def _purge(self, reason: str, expected: int | None) -> None:
-        if self._holds:
+        if self._view.holds:
             self._effects.append(Purge(reason))
-        self.expected = expected
-        self._since = expected or 0
-        self._flaw = self._doubt = None
-        self._unverified = False
+        self._view.purge(expected)
+        self._unverified, self._doubt = False, None
 
     # What is known, and saying so.
 
     @property
-    def _holds(self) -> bool:
-        """Whether anything was applied (or was to be) since the last purge."""
-        return self.expected is not None and self.expected > self._since
+    def pending(self) -> int:
+        """How many batches wait for older ones."""
+        return len(self._pending)
 
-    def _mark(self, seq: int) -> int | None:
-        """The mark of a batch that is applied or held back; None if nothing is known of it."""
-        if self.expected is not None and max(self._since, self.expected - _REMEMBERED) <= seq < self.expected:
-            return self._marks[seq % _REMEMBERED]
-        received = self._pending.get(seq)
-        return None if received is None else _mark_of(received)
+    @property
+    def expected(self) -> int | None:
+        """Number of the next batch to apply; None: whichever comes first."""
+        return self._view.expected
 
     def _tell(self) -> None:
         state, reason = self._believed()
@@ -548,10 +490,10 @@ class Stream:
         if self.state is State.LIVE:
             if self.expected is None:
                 return TrustState.BLIND, "nothing published since the subscription, and no replay"
-            imperfect = self._flaw or self._doubt
+            imperfect = self._view.flaw or self._doubt
             return (TrustState.LIVE, "in sync") if imperfect is None else (TrustState.DEGRADED, imperfect)
         if self.state in {State.CONNECTING, State.DEAD}:
-            return (TrustState.DEGRADED if self._holds else TrustState.BLIND), "disconnected"
+            return (TrustState.DEGRADED if self._view.holds else TrustState.BLIND), "disconnected"
         return TrustState.REPLAYING, {
             State.REPLAYING: "subscribed, replaying what was published before",
             State.GAP: "batches are missing, replaying them",
@@ -567,7 +509,3 @@ class Stream:
     def _flush(self) -> list[Effect]:
         effects, self._effects = self._effects, []
         return effects
-
-
-def _mark_of(received: _Received) -> int:
-    return _UNREADABLE_MARK if isinstance(received, str) else received.mark

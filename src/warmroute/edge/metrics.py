@@ -158,6 +158,8 @@ class Metrics(Collector):
             ("worker", "kind"),
             [((n, kind), v) for n, s in streams for kind, v in msgspec.structs.asdict(s.counts.applied).items()],
         )
+        waiting = [((n,), s.pending) for n, s in streams]
+        yield _gauge("event_pending_batches", "Batches that wait for older ones", ("worker",), waiting)
         lags = [((n,), s.counts.lag_s) for n, s in streams if s.counts.lag_s is not None]
         yield _gauge("event_lag_seconds", "Age of the newest batch when it was applied", ("worker",), lags)
 

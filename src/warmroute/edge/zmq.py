@@ -5,13 +5,16 @@ descriptors are edge-triggered: they tell that something changed, once. Therefor
 that news is followed by another look (`_look_again`), and a look reads until there is nothing left, at most
 `MESSAGES_PER_TURN` at a time so that a flood does not hold up the loop.
 
-News of the connection is read before messages, and messages before replies: a stream that restarts is told so first.
+Messages are read before the news of the connection and handed on after them, and what was left unread of a connection
+that broke is thrown away: so a message never overtakes the news of its connection, and none outlives it. Replies come
+last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -31,6 +34,8 @@ CONNECT_TIMEOUT_MS = 5_000
 HEARTBEAT_INTERVAL_MS = 10_000
 HEARTBEAT_TIMEOUT_MS = 30_000
 """A peer that is gone without a word (its machine died) counts as disconnected after so long."""
+LEFTOVERS_MAX = 100_000
+"""How many messages of a broken connection are thrown away at once: some tenths of a second's work."""
 MESSAGE_BYTES_MAX = 1 << 28
 """Larger messages end the connection: they come from something that is not an engine."""
 WILDCARD_HOSTS = frozenset({"*", "0.0.0.0", "::", "[::]"})  # noqa: S104 - refused, not bound
@@ -52,7 +57,8 @@ class ZmqEventSource:
     """One worker's sockets (the port EventSource). Raises ConfigError for an address that nobody can connect to."""
 
     def __init__(self, address: EventAddress, context: _Context, config: EventsConfig) -> None:
-        _check(address.endpoint, "events_endpoint")
+        if not address.bind:
+            _check(address.endpoint, "events_endpoint")
         if address.replay_endpoint is not None:
             _check(address.replay_endpoint, "replay_endpoint")
         self._address = address
@@ -61,6 +67,8 @@ class ZmqEventSource:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sink: EventSink | None = None
         self._events: _Watched | None = None
+        self._unread: deque[list[bytes]] = deque()
+        self._peers = 0
         self._monitor: _Watched | None = None
         self._replies: _Watched | None = None
         self._silence: asyncio.TimerHandle | None = None
@@ -81,7 +89,10 @@ class ZmqEventSource:
         socket.set(zmq.SUBSCRIBE, self._address.topic.encode())
         self._monitor = _Watched(self._loop, monitor, self._look)
         self._events = _Watched(self._loop, socket, self._look)
-        _connect(socket, self._address.endpoint)
+        if self._address.bind:
+            _attach(socket.bind, self._address.endpoint, "events_listen")
+        else:
+            _attach(socket.connect, self._address.endpoint, "events_endpoint")
         self._look_again()
 
     def replay(self, start: int) -> None:
@@ -94,7 +105,7 @@ class ZmqEventSource:
             return
         socket = self._socket(zmq.DEALER)
         self._replies = _Watched(self._loop, socket, self._look)
-        _connect(socket, self._address.replay_endpoint)
+        _attach(socket.connect, self._address.replay_endpoint, "replay_endpoint")
         socket.send_multipart(encode_replay_request(start), zmq.NOBLOCK)
         self._last_reply = self._loop.time()
         self._await_reply()
@@ -122,6 +133,7 @@ class ZmqEventSource:
             if watched is not None:
                 watched.close()
         self._monitor = self._events = None
+        self._unread.clear()
 
     def _socket(self, kind: int) -> _Socket:
         socket = self._context.socket(kind)
@@ -149,8 +161,10 @@ class ZmqEventSource:
             self._look_handle = None
         more = True  # Also if the sink raises: what is left would never be announced again.
         try:
+            messages = bool(self._unread) or self._read(self._events, self._unread.append)
             news = self._read(self._monitor, self._connection_news)
-            messages = self._read(self._events, self._message)
+            while self._unread and self._sink is not None:
+                self._sink.message(self._unread.popleft())
             more = self._read(self._replies, self._reply) or messages or news
         finally:
             if more:
@@ -176,13 +190,23 @@ class ZmqEventSource:
         if self._sink is None:
             return
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._peers += 1
             self._sink.connected()
         elif event == zmq.EVENT_DISCONNECTED:
-            self._sink.disconnected()
+            # To a bound socket an engine may come back before its former connection is known to be gone.
+            self._peers = max(0, self._peers - 1)
+            if not self._peers:
+                self._discard()
+                self._sink.disconnected()
 
-    def _message(self, frames: list[bytes]) -> None:
-        if self._sink is not None:
-            self._sink.message(frames)
+    def _discard(self) -> None:
+        self._unread.clear()
+        for _ in range(LEFTOVERS_MAX):
+            try:
+                if self._events is not None:
+                    self._events.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
 
     def _reply(self, frames: list[bytes]) -> None:
         if self._sink is not None and self._loop is not None:
@@ -243,10 +267,8 @@ def _check(endpoint: str, key: str) -> None:
         )
 
 
-def _connect(socket: _Socket, endpoint: str) -> None:
+def _attach(attach: Callable[[str], object], endpoint: str, key: str) -> None:
     try:
-        socket.connect(endpoint)
+        attach(endpoint)
     except zmq.ZMQError as error:
-        raise ConfigError(
-            "endpoint", f"ZMQ cannot connect to {endpoint!r}: {error}", "Write tcp://HOST:PORT."
-        ) from None
+        raise ConfigError(key, f"ZMQ cannot use {endpoint!r}: {error}", "Write tcp://HOST:PORT.") from None

@@ -120,12 +120,18 @@ class WorkerStream:
         """Where the stream is."""
         return self._stream.state
 
+    @property
+    def pending(self) -> int:
+        """Batches that wait for older ones: at most `events.pending_batches_max`."""
+        return self._stream.pending
+
     def view(self) -> dict[str, Any]:
         """What users see of the stream: its state and its counts."""
         counts = self.counts
         return {
             "state": self._stream.state,
             "next_seq": self._stream.expected,
+            "pending_batches": self._stream.pending,
             "last_event_ts": counts.last_event_ts,
             "lag_s": None if counts.lag_s is None else round(counts.lag_s, 4),
             "messages": counts.messages,

@@ -333,7 +333,11 @@ def event_addresses(
         if own and not engine.replay_endpoint:
             replay = own.replay_endpoint
         topic = engine.topic if engine.topic is not None else own.topic if own else ""
-        found.append(EventAddress(address, replay, topic) if address else None)
+        listen = _shifted(engine.events_listen, rank)
+        if listen:
+            found.append(EventAddress(listen, replay, topic, bind=True))
+        else:
+            found.append(EventAddress(address, replay, topic) if address else None)
     return found
 
 

@@ -20,11 +20,11 @@ class EventSink(Protocol):
     """Who listens to one worker's event stream."""
 
     def connected(self) -> None:
-        """The subscription's transport is up (or up again): everything published from now on arrives."""
+        """The subscription's transport is up (or up again): everything published from now on arrives, after this."""
         ...
 
     def disconnected(self) -> None:
-        """The transport went away; the source reconnects by itself, with backoff."""
+        """The transport went away, with all that was not delivered; the source reconnects by itself, with backoff."""
         ...
 
     def message(self, frames: Sequence[bytes]) -> None:
@@ -70,6 +70,8 @@ class EventAddress:
     """ZMQ address of its replay socket; None: lost batches cannot be had again."""
     topic: str = ""
     """Topic prefix to subscribe to; empty: everything."""
+    bind: bool = False
+    """Whether the engine connects to us: `endpoint` is where we listen for it."""
 
 
 EventSourceFactory = Callable[[EventAddress], EventSource]

@@ -38,7 +38,7 @@ def prefixes_of(path: Path) -> tuple[PrefixHash, ...]:
 
 
 class ModelCache:
-    """At most `blocks_max` copies in GPU memory. `salt` decides the hashes; `offloads`: whether there is another medium.
+    """At most `blocks_max` copies in GPU memory. `salt` decides the hashes; `offloads`: is there another medium.
 
     `held` is the truth after the last step; `paths` says what every hash means that was ever stored.
     """

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 
 from warmroute.config.tree import EventsConfig
 from warmroute.core.index.contract import PrefixIndex
-from warmroute.core.stream import PROBE_IDLE_S
 from warmroute.service.ingest import WorkerStream
 from warmroute.testing.simulation.cache import BLOCK_SIZE, Held, prefixes_of
 from warmroute.testing.simulation.engine import ModelEngine, Run
-from warmroute.types import Medium, TrustState, WorkerId
+from warmroute.types import TrustState, WorkerId
 
 TICK_S = 1.0
 SETTLE_S = 240.0
@@ -54,7 +53,7 @@ class Judge:
         self._worker = WorkerId(stream.worker)
         self._index = index
         delay_s = engine.setup.delay_s
-        self.window_s = PROBE_IDLE_S + TICK_S + 2 * config.replay_timeout_s + 4 * delay_s
+        self.window_s = config.probe_idle_s + TICK_S + 2 * config.replay_timeout_s + 4 * delay_s
         self.newest_delivered = (0, -1)
         self._verdict: _Verdict | None = None
         self._looked: tuple[int, int] | None = None
@@ -65,20 +64,24 @@ class Judge:
             if (seq, payload) in run.buffer:
                 self.newest_delivered = max(self.newest_delivered, (number, seq))
 
-    def look(self, now: float) -> None:
-        """Raises Violation."""
+    def look(self, now: float, *, closely: bool = False) -> None:
+        """Look at a LIVE view, or `closely` at any. Raises Violation."""
         counts = self._stream.counts
         changes = (counts.batches, counts.purges)
         if self._stream.trust.state is not TrustState.LIVE:
-            if changes != self._looked:
+            if closely and changes != self._looked:
                 self._looked = changes
                 self._check_announced(self._view())
             return
         verdict = self._verdict
         if verdict is None or verdict.changes != changes:
-            verdict = self._verdict = self._find(changes, now)
+            verdict = self._verdict = self._find(changes)
         run, state = verdict.run, verdict.state
         superseded = run.superseded(state)
+        if superseded is not None and not self._allowed(run, state, superseded, now):
+            verdict = self._verdict = self._find(changes)  # it may be so again: an empty cache, for one
+            run, state = verdict.run, verdict.state
+            superseded = run.superseded(state)
         if superseded is not None and not self._allowed(run, state, superseded, now):
             raise Violation(
                 "LIVE but stale",
@@ -112,7 +115,7 @@ class Judge:
             got = found.get(self._worker, 0)
             raise Violation("a wrong match", f"engine {self._engine.number}: {path} gives {got} blocks, not {blocks}")
 
-    def _find(self, changes: tuple[int, int], now: float) -> _Verdict:
+    def _find(self, changes: tuple[int, int]) -> _Verdict:
         view = self._view()
         self._check_announced(view)
         for run in reversed(self._engine.runs):
@@ -122,27 +125,25 @@ class Judge:
         held = self._engine.run.cache.held
         raise Violation(
             "LIVE but never so",
-            f"engine {self._engine.number} at {now:.3f}: no batch left the cache as the view is; against the newest: "
+            f"engine {self._engine.number}: no batch left the cache as the view is; against the newest: "
             f"{_difference(view, held)}; {self._stream!r}",
         )
 
     def _allowed(self, run: Run, state: int, superseded: float, now: float) -> bool:
         if now - superseded <= self.window_s:
             return True
-        lost_unseen = not self._engine.setup.replays and run is self._engine.run
+        lost_unseen = not self._engine.setup.replays and (run.died is None or now - run.died <= self.window_s)
         return lost_unseen and (self._number(run), state - 1) >= self.newest_delivered
 
     def _view(self) -> Held:
         view: Held = {}
         runs = self._engine.runs
         for entry in self._index.dump(self._worker):
-            path = next(
-                (run.cache.paths[entry.block_hash] for run in runs if entry.block_hash in run.cache.paths), None
-            )
-            if path is not None and entry.copies and len(runs) == 1 and entry.prefix != prefixes_of(path)[-1]:
+            paths = [run.cache.paths[entry.block_hash] for run in runs if entry.block_hash in run.cache.paths]
+            if paths and entry.prefix not in [prefixes_of(path)[-1] for path in paths]:
                 raise Violation("a wrong meaning", f"engine {self._engine.number}: {entry}")
             for _, medium, copies in entry.copies:
-                view[entry.block_hash, Medium(medium)] = copies
+                view[entry.block_hash, medium] = copies
         return view
 
     def _check_announced(self, view: Held) -> None:

@@ -102,8 +102,8 @@ class Link:
             self._deliver(frames)
         self._tell_disconnected()
         late = arrived[before:] if self.engine.setup.replays else []
-        if late:  # More than the port allows: they were received, but the news are read first: of the break, and perhaps of the next connection.
-            self._time.call_later(luck.choice((0.0, 1.0, 4.0)), lambda: [self._deliver(frames) for frames in late])
+        if late:  # More than the port allows: what was received and not read comes after the news, perhaps of the next.
+            self._time.call_later(luck.choice((0.0, 1.0, 4.0)), lambda: self._deliver_all(late))
 
     def stall(self, seconds: float) -> None:
         """Nothing moves for a while."""
@@ -112,6 +112,7 @@ class Link:
 
     def engine_died(self, *, silently: bool) -> None:
         """The engine's process ended."""
+        self._recent.clear()
         if silently:
             self._subscribed = False
             self._in_flight.clear()
@@ -122,10 +123,9 @@ class Link:
             self.cut(0.0, self._luck)
 
     def calm(self) -> None:
-        """No more trouble: faults that were set and not used are forgotten, the way is open."""
+        """No more trouble: faults that were set and not used are forgotten."""
         self.drops = self.corruptions = 0
         self.replay_faults.clear()
-        self._reachable_at = self._stalled_until = min(self._time.now, self._stalled_until)
 
     def inject(self, frames: Frames, *, reply: bool = False) -> None:
         """Deliver something that nobody sent."""
@@ -173,6 +173,10 @@ class Link:
         self._sink.message(frames)
         self.after_delivery()
 
+    def _deliver_all(self, messages: list[Frames]) -> None:
+        for frames in messages:
+            self._deliver(frames)
+
     def _connect(self) -> None:
         if self._sink is None or self._up:
             return
@@ -199,6 +203,7 @@ class Link:
             self._subscribed = True
 
     def _break(self) -> None:
+        self._recent.clear()
         self._connection += 1
         self._up = self._subscribed = False
         self._in_flight.clear()
@@ -286,18 +291,19 @@ class Link:
 
 def _spoiled(replies: list[Frames], fault: str, luck: random.Random) -> list[Frames]:
     """What is left of a replay."""
-    if fault == "silent":
-        return []
-    if fault == "lossy":  # Beyond the router's limit, as a slow reader gets it: holes, and no end.
-        kept = luck.randint(0, len(replies) - 1)
-        return [reply for n, reply in enumerate(replies[:-1]) if n < kept or luck.random() < 0.5]
-    if fault == "cut short":
-        return replies[: luck.randint(0, len(replies) - 1)]
-    if fault == "twice":
-        return [reply for reply in replies[:-1] for _ in range(2)] + replies[-1:]
-    if fault == "garbage":
-        at = luck.randrange(len(replies))
-        return [*replies[:at], [b"", b"\0" * 7, b"?"], [b"?"], *replies[at:]]
-    if fault == "shuffled":
-        luck.shuffle(replies)
-    return replies
+    replies, end = replies[:-1], replies[-1]
+    kept, at = luck.randint(0, len(replies)), luck.randint(0, len(replies))
+    match fault:
+        case "silent":
+            return []
+        case "lossy":  # Beyond the router's limit, as a slow reader gets it: holes, and no end.
+            return [reply for n, reply in enumerate(replies) if n < kept or luck.random() < 0.5]
+        case "cut short":
+            return replies[:kept]
+        case "twice":
+            replies = [reply for reply in replies for _ in range(2)]
+        case "garbage":
+            replies = [*replies[:at], [b"", b"\0" * 7, b"?"], [b"?"], *replies[at:]]
+        case "shuffled":
+            luck.shuffle(replies)
+    return [*replies, end]

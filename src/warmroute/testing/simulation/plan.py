@@ -1,7 +1,7 @@
 """What is to happen in one world: a seed's engines and the list of what befalls them.
 
-Everything that chance decides is decided here, or from an action's own `luck`: an action can be taken out and the others
-still mean the same, which is what makes a failing plan shrinkable.
+Everything that chance decides is decided here, or from an action's own `luck`: an action can be taken out and the
+others still mean the same, which is what makes a failing plan shrinkable.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS: dict[str, str] = {
 }
 """What can befall an engine."""
 REPLAY_FAULTS = ("silent", "lossy", "cut short", "slow", "twice", "garbage", "shuffled")
-FORGERIES = ("frames", "number", "payload", "far", "last", "behind", "near")
+FORGERIES = ("frames", "number", "payload", "far", "last", "behind")
 
 _TROUBLE_S = 90.0
 _WORK_SHARE = 0.6
@@ -84,10 +84,10 @@ class Plan:
     def of(cls, seed: int) -> Plan:
         """The plan of a seed."""
         luck = random.Random(seed)  # noqa: S311 - a simulation wants repeatable numbers
-        setups = tuple([_setup(luck) for _ in range(luck.choice((1, 1, 1, 2, 2, 3)))])
+        setups = tuple([_setup(luck) for _ in range(luck.choice((1, 1, 2, 2, 3, 5)))])
         # Swarms: a seed has few kinds of faults, so that rare ones are not drowned by common ones.
         faults = luck.sample([kind for kind in KINDS if kind != "work"], luck.randint(0, 6))
-        actions = [_action(luck, luck.randrange(len(setups)), faults) for _ in range(luck.randint(8, 30) * len(setups))]
+        actions = [_action(luck, luck.randrange(len(setups)), faults) for _ in range(luck.randint(8, 40) * len(setups))]
         return cls(
             seed,
             setups,
