@@ -8,7 +8,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # A change of what the package is built from or depends on makes a new build; Python sources are used in place.
 NATIVE := CMakeLists.txt $(wildcard native/*)
 
-.PHONY: demo test test-fast lint format bench fuzz vllm clean help
+.PHONY: demo test test-fast lint format bench bench-http bench-index fuzz differential vllm clean help
 
 help:
 	@echo "make demo     three simulated engines, the gateway, traffic, and why each request went where it went"
@@ -54,9 +54,16 @@ test: lint vllm
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not vllm'
 
-bench: $(VENV)/.dev
+bench: bench-http bench-index
+
+bench-http: $(VENV)/.dev
 	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_http.sh
 	$(BIN)/python benchmarks/http/run.py
+
+# TRACE: the Mooncake conversation trace, if it is here: its replay is measured too.
+bench-index: $(VENV)/.dev
+	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_index.sh
+	$(BIN)/python benchmarks/index/run.py $(if $(TRACE),--trace $(TRACE))
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz_wire.py
