@@ -15,8 +15,9 @@ help:
 	@echo "make test     everything that CI checks: lint, types, layers, tests (with real vLLM)"
 	@echo "make test-fast  the tests that need no real vLLM"
 	@echo "make lint     ruff, mypy --strict, import contracts"
-	@echo "make bench    benchmarks, beside the peers where they are installed"
-	@echo "make fuzz     100 million almost right bytes through the decoders of events"
+	@echo "make bench    benchmarks beside their peers; make bench-http, make bench-index TRACE=FILE for one of them"
+	@echo "make fuzz     100 million almost right bytes for the decoders of events, then the native core, SECONDS=60 each way"
+	@echo "make differential  OPERATIONS=1000000 to the native index and its reference: every answer must be equal"
 	@echo "make vllm     install real vLLM for CPU into its own environment (about 3 GB)"
 
 $(VENV)/.venv:
@@ -65,8 +66,16 @@ bench-index: $(VENV)/.dev
 	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_index.sh
 	$(BIN)/python benchmarks/index/run.py $(if $(TRACE),--trace $(TRACE))
 
+# The Python decoders; then for SECONDS each, under sanitizers: the native decoder, the index (twice: see CMakeLists.txt),
+# and the index beside its reference.
+SECONDS ?= 60
 fuzz: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz_wire.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python native/fuzz/run.py --seconds $(SECONDS)
+
+OPERATIONS ?= 1000000
+differential: $(VENV)/.dev
+	$(BIN)/python native/fuzz/differential.py --operations $(OPERATIONS)
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
