@@ -166,7 +166,7 @@ class Stream:
     def resync(self, now: float, reason: str) -> list[Effect]:
         """Somebody has found the view to be wrong: drop it, and rebuild it from a replay."""
         self._now = now
-        if self.state is not State.DEAD and self._holds:
+        if self.state is not State.DEAD and self._view.holds:
             self._count("resyncs")
             self._pending.clear()
             self._tries = self._tried_from = 0
