@@ -173,7 +173,7 @@ class Routing:
         removed = self.removed_blocks(decision.worker.id) - trail.removed_before
         if 0 < confirmed - reported <= removed * block_size:
             confirmed = reported  # it may have been evicted between the decision and the engine's own look
-        self.trusts.judged(decision.worker.id, Evidence(confirmed, decision.overlap_tokens, reported))
+        self.trusts.judged(decision.worker.id, Evidence(confirmed, decision.overlap_tokens, reported), decision.at)
 
     def _acted(self, job: Job, worker: Worker, tail: bytes) -> None:
         """An engine did what was asked: take it for known before it is announced."""
