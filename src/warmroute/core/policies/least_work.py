@@ -25,6 +25,8 @@ from warmroute.config.tree import RoutingConfig
 from warmroute.core.policies.contract import Candidates
 from warmroute.types import PrefixHash
 
+WORK_SHARE: Final = 0.5
+"""What a second of computing costs others even on an idle worker: a burst does not stay as short as its beginning."""
 BUSY_MAX: Final = 0.95
 """However busy a worker looks, its queue is taken to end some time."""
 ROOMY_SHARE: Final = 0.85
@@ -65,14 +67,14 @@ class LeastWork:
         others = self._config.others_weight * c.requests_per_s / len(c.workers)
         self.memo = memo = Memo(self._credit(c, best), best, others)
         worth = self._worth(c)
-        steps = 1.0 + self._config.decode_weight
+        work, steps = self._config.others_weight * WORK_SHARE, 1.0 + self._config.decode_weight
         missing = [(prompt - held) * per_token for held, per_token in zip(worth, c.per_token_s, strict=True)]
         if memo.credit_s:
             missing = [s - paid for s, paid in zip(missing, _paid(c, memo), strict=True)]
         costs = [
             (wait := (free - now if free > now else 0.0) + fixed + kv * per_context * steps)
             + s
-            + others * s * (wait + s / 2) / (1.0 - (min(BUSY_MAX, busy)))
+            + s * (work + others * (wait + s / 2) / (1.0 - (busy if busy < BUSY_MAX else BUSY_MAX)))  # noqa: FURB136 - faster
             for free, fixed, kv, per_context, s, busy in zip(
                 c.free_at, c.fixed_s, c.kv_tokens, c.per_context_s, missing, c.busy, strict=True
             )
@@ -91,9 +93,8 @@ class LeastWork:
         others = []
         for i, wait in enumerate(c.wait_s):
             s = prefill[i] - paid[i]
-            others.append(
-                memo.others_per_s * s * (wait + step[i] + generations[i] + s / 2) / (1.0 - min(c.busy[i], BUSY_MAX))
-            )
+            delayed = memo.others_per_s * (wait + step[i] + generations[i] + s / 2) / (1.0 - min(c.busy[i], BUSY_MAX))
+            others.append(s * (self._config.others_weight * WORK_SHARE + delayed))
         return {
             "queue": c.wait_s,
             "step": step,
