@@ -68,5 +68,13 @@ class RecordingError(WarmrouteError):
     """The user's fault: a recording cannot be read. The message names the file, the line and the problem."""
 
 
+class SimulationError(WarmrouteError):
+    """The user's fault: what is to be simulated cannot be, or a trace cannot be read. The message names the problem."""
+
+
+class ExplainError(WarmrouteError):
+    """A decision cannot be had from the gateway that was named. The message says what it answered."""
+
+
 class IndexCorruptionError(WarmrouteError):
     """Our fault: the index broke one of its own invariants. Raised by `check()` only."""

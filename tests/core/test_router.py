@@ -36,7 +36,7 @@ def make(
     workers: int = 3, policy: str = "warmroute", *, states: Sequence[TrustState] = ()
 ) -> tuple[Router, Fleet, ReferenceIndex]:
     index = ReferenceIndex(orphan_blocks_max=1000, blocks_max=None)
-    router = Router(index, RoutingConfig(policy=policy, prefill_tokens_per_s=1000.0, decode_tokens_per_s=100.0))
+    router = Router(index, RoutingConfig(policy=policy, prefill_tokens_per_s=1000.0))
     fleet = Fleet([worker(n, state=states[n] if states else TrustState.LIVE) for n in range(workers)])
     return router, fleet, index
 

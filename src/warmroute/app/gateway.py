@@ -18,7 +18,6 @@ import aiohttp
 import uvloop
 import zmq
 
-from warmroute.app.own_policy import load_policy
 from warmroute.config.tree import Config
 from warmroute.core.index import make_index
 from warmroute.core.router import Router

@@ -26,6 +26,8 @@ COMMANDS: Final = {
     "check-config": "Show the effective configuration and where each setting comes from.",
     "replay": "Feed recordings through the production path and compare predictions with what the engine reported.",
     "doctor": "Look for what is wrong with engines, and say which arguments mend it.",
+    "explain": "Print per candidate what was known, what it cost and why it won or lost, and what the engine reported.",
+    "simulate": "Compare routing policies on simulated engines: hours of traffic in minutes, the real router.",
     "demo": "Three simulated engines behind the gateway: what was predicted, what was reported, beside round robin.",
     "engine": "Run a simulated vLLM: no model, no GPU, but a real cache and real events.",
 }

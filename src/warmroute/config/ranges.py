@@ -117,6 +117,7 @@ _TIME: Final = Range(0, DAY_S, above=True)
 _TIME_OR_NONE: Final = Range(0, DAY_S)
 _PORT: Final = Range(1, PORT_MAX)
 _SHARE: Final = Range(0, 1)
+_WEIGHT: Final = Range(0, 1e6)
 _RATE: Final = Range(0, 1e9, above=True)
 _URL: Final = Form("a URL http://HOST:PORT or https://HOST:PORT", parse_url)
 _KEY: Final = Form("a key without spaces, as it goes into a header", check_key)
@@ -158,8 +159,10 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "routing.session_header": Form("a header name in lower case", _check_header),
     "routing.policy_ms_max": Range(0, 1e6, above=True),
     "routing.prefill_tokens_per_s": _RATE,
-    "routing.decode_tokens_per_s": _RATE,
-    "routing.decode_weight": Range(0, 1e6),
+    "routing.decode_weight": _WEIGHT,
+    "routing.others_weight": _WEIGHT,
+    "routing.memory_weight": _WEIGHT,
+    "routing.replication_weight": _WEIGHT,
     "routing.speculative_ttl_s": _TIME_OR_NONE,
     "routing.cpu_hit_worth": _SHARE,
     "routing.storage_hit_worth": _SHARE,

@@ -118,10 +118,14 @@ class RoutingConfig:
     """Whether a request may name a built-in policy (`routing-strategy`) or a worker (`x-warmroute-worker`)."""
     prefill_tokens_per_s: float = 8000.0
     """Prompt tokens an engine computes per second, until its own answers have shown it."""
-    decode_tokens_per_s: float = 40.0
-    """Tokens per second of one running generation."""
-    decode_weight: float = 1.0
-    """Worth of delaying generations that run already, relative to this request's own wait."""
+    decode_weight: float = 20.0
+    """Steps of generation whose slowing counts, relative to this request's own wait; 0: generations do not count."""
+    others_weight: float = 1.0
+    """Worth of delaying requests yet to come, relative to this request's own wait."""
+    memory_weight: float = 2.0
+    """Price of a token that does not fit into a worker's cache, relative to computing it."""
+    replication_weight: float = 1.0
+    """How readily a prefix is copied to another worker when its holders are busy; 0: never for that reason."""
     speculative_ttl_s: float = 2.0
     """How long blocks are assumed stored because a request was just routed there, unless events say so."""
     cpu_hit_worth: float = 0.8

@@ -46,7 +46,7 @@ WORKER_HEADER = b"x-warmroute-worker"
 """Ours: the client wants this worker, by the name that `/workers` and the same header of an answer give it."""
 
 LocalReply = Callable[[str], Reply]
-"""Answers a path below its prefix itself; gets the full path."""
+"""Answers a path below its prefix itself; gets the request's target, its query included."""
 
 CANDIDATES_KEPT_MAX = 32
 """Candidates that are kept of a decision for explanation: the chosen one and the cheapest."""
@@ -108,7 +108,7 @@ class Routing:
         if head.method in (b"GET", b"HEAD"):
             reply = self._local.get(path) or self._local.get(path[: path.rfind("/") + 1])
             if reply is not None:
-                return reply(path)
+                return reply(head.target.decode("latin-1"))
         return self._pass_through(head, path, body)
 
     def retry(self, dispatch: Dispatch) -> Dispatch | None:
