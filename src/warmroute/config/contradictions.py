@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from warmroute.config.addresses import PORT_MAX, IpcAddress, TcpAddress, parse_url, parse_zmq, parse_zmq_listen
-from warmroute.config.tree import Config, EngineConfig
+from warmroute.config.tree import Config, EngineConfig, MembershipConfig
 from warmroute.errors import ConfigError
 
 Said: TypeAlias = Callable[[str], str | None]

@@ -52,8 +52,7 @@ class Stream:
         self.state = State.CONNECTING
         self.trust = TrustState.BLIND
         self._config = config
-        self._stagger = stagger
-        self._effects: list[Effect] = []
+        self._stagger, self._effects = stagger, list[Effect]()
         self._trust_reason = ""
         self._view = View()
         # The subscription.
@@ -166,15 +165,9 @@ class Stream:
     def resync(self, now: float, reason: str) -> list[Effect]:
         """Somebody has found the view to be wrong: drop it, and rebuild it from a replay."""
         self._now = now
-        if self.state is not State.DEAD and self._holds:
+        if self.state is not State.DEAD and self._view.holds:
             self._count("resyncs")
-            self._pending.clear()
-            self._tries = self._tried_from = 0
-            if self.state is State.CONNECTING:
-                self._purge(reason, 0)
-                self._tell()
-            else:
-                self._start_over(reason, Cause.DOUBTED)
+            self._start_over(reason, Cause.DOUBTED)
         return self._flush()
 
     def tainted(self, reason: str, now: float) -> list[Effect]:
@@ -444,22 +437,18 @@ class Stream:
 
     def _restart(self, reason: str) -> None:
         self._count("restarts")
-        self._pending.clear()
         self._live_seq = -1
         self._view.new_run()
-        self._tries = self._tried_from = 0
-        if self.state is State.CONNECTING:
-            self._purge(reason, 0)
-            self._tell()
-        else:
-            self._start_over(reason)
+        self._start_over(reason)
 
     def _start_over(self, reason: str, cause: Cause = Cause.RESTARTED) -> None:
         self._forget_replay()
         self._pending.clear()  # Of the former run, or the replay brings it again.
-        self._move(Cause.RESTARTED)
+        self._tries = self._tried_from = 0
         self._purge(reason, 0)
-        self._ask(0)
+        if self.state is not State.CONNECTING:
+            self._move(cause)
+            self._ask(0)
         self._tell()
 
     def _purge(self, reason: str, expected: int | None) -> None:
