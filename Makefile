@@ -10,7 +10,7 @@ NATIVE := CMakeLists.txt $(wildcard native/*)
 
 SEEDS ?= 10000
 
-.PHONY: demo test test-fast sim lint format bench vllm clean help
+.PHONY: demo test test-fast sim lint format bench bench-http bench-index bench-vllm fuzz differential vllm clean help
 
 help:
 	@echo "make demo     three simulated engines, the gateway, traffic, and why each request went where it went"
@@ -18,8 +18,10 @@ help:
 	@echo "make test-fast  the tests that need no real vLLM"
 	@echo "make sim      10,000 seeds of the event plane's simulation; SEED=17 runs one and tells what happened if it fails"
 	@echo "make lint     ruff, mypy --strict, import contracts"
-	@echo "make bench    benchmarks, beside the peers where they are installed"
-	@echo "make fuzz     100 million almost right bytes through the decoders of events"
+	@echo "make bench    benchmarks beside their peers; make bench-http, make bench-index TRACE=FILE for one of them"
+	@echo "make bench-vllm  policies against each other on real vLLM"
+	@echo "make fuzz     100 million almost right bytes for the decoders of events, then the native core, SECONDS=60 each way"
+	@echo "make differential  OPERATIONS=1000000 to the native index and its reference: every answer must be equal"
 	@echo "make vllm     install real vLLM for CPU into its own environment (about 3 GB)"
 
 $(VENV)/.venv:
@@ -60,12 +62,30 @@ test-fast: $(VENV)/.dev
 sim: $(VENV)/.installed
 	$(BIN)/python scripts/sim/run.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
-bench: $(VENV)/.dev
+bench: bench-http bench-index
+
+bench-vllm: $(VENV)/.dev vllm
+	$(BIN)/python benchmarks/vllm/run.py
+
+bench-http: $(VENV)/.dev
 	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_http.sh
 	$(BIN)/python benchmarks/http/run.py
 
+# TRACE: the Mooncake conversation trace, if it is here: its replay is measured too.
+bench-index: $(VENV)/.dev
+	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_index.sh
+	$(BIN)/python benchmarks/index/run.py $(if $(TRACE),--trace $(TRACE))
+
+# The Python decoders; then for SECONDS each, under sanitizers: the native decoder, the index (twice: see CMakeLists.txt),
+# and the index beside its reference.
+SECONDS ?= 60
 fuzz: $(VENV)/.dev
 	$(BIN)/python scripts/fuzz_wire.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python native/fuzz/run.py --seconds $(SECONDS)
+
+OPERATIONS ?= 1000000
+differential: $(VENV)/.dev
+	$(BIN)/python native/fuzz/differential.py --operations $(OPERATIONS)
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

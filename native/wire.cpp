@@ -202,7 +202,10 @@ class Decoder {
             keyed ? keyed_fields(parts - 1, removed_required) : removed_array(parts - 1);
             batch.events.emplace_back(removed(batch.unknown_media));
         } else if (tag == cleared_tag) {
-            for (std::size_t i = (keyed ? 2 : 1) * (parts - 1); i > 0; --i) reader_.skip();
+            for (std::size_t i = parts - 1; i > 0; --i) {
+                if (keyed && reader_.name() == "type") throw Declined{};  // a key is text, and there is one tag
+                reader_.skip();
+            }
             batch.events.emplace_back(Cleared{});
             batch.has_clear = true;
         } else {

@@ -15,7 +15,6 @@ import os
 import statistics
 import sys
 import time
-from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -64,9 +63,9 @@ def measure_hash(new: Callable[[], Any]) -> None:
     subject = new()
     for count in (8192, 32768):
         tokens = token_ids(count, 1)
-        tell_call(f"{count} tokens, list", subject.hash, tokens, BLOCK_SIZE)
-        if subject.name == "warmroute":
-            tell_call(f"{count} tokens, buffer", subject.hash, array("I", tokens), BLOCK_SIZE)
+        tell_call(f"{count} tokens, list to list", subject.hash, tokens, BLOCK_SIZE)
+        tell_call(f"{count} tokens, buffer to list", subject.hash, subject.tokens(tokens), BLOCK_SIZE)
+        tell_call(f"{count} tokens, buffer to array", subject.hash_array, subject.tokens(tokens), BLOCK_SIZE)
 
 
 def measure_ingest(new: Callable[[], Any]) -> None:
@@ -84,15 +83,25 @@ def measure_ingest(new: Callable[[], Any]) -> None:
             took.append(_apply_all(subject, events))
             assert list(subject.depths(subject.find(subject.query(chains[0]))).values()) == [depth]
         tell(f"{per_event} blocks an event", cpu_ns_per_block=statistics.median(took) / blocks)
-    subject = new()
-    if hasattr(subject, "stored_many"):  # decoding: a step of 16 requests is one message
-        steps = [
-            (k % 8, subject.stored_many([(stored, at, at + 1) for stored in chains[k : k + 16]]))
-            for k in range(0, 400, 16)
-            for at in range(depth)
-        ]
-        tell("1 block an event, 16 events a message", cpu_ns_per_block=_apply_all(subject, steps) / blocks)
+    if hasattr(new(), "stored_many"):
+        _measure_messages(new, chains)
     _measure_shared(new)
+
+
+def _measure_messages(new: Callable[[], Any], chains: list[Chain]) -> None:
+    """One block an event, as many a message as an engine has requests in a step; and the older form of events."""
+    for together, release in ((1, "vllm-0.22"), (16, "vllm-0.32"), (80, "vllm-0.32")):
+        took = []
+        for _ in range(5):
+            subject = new()
+            messages = [
+                (k % 8, subject.stored_many([(one, at, at + 1) for one in chains[k : k + together]], release))
+                for k in range(0, len(chains), together)
+                for at in range(len(chains[0].hashes))
+            ]
+            took.append(_apply_all(subject, messages))
+        case = f"1 block an event, {together} events a message, {release}"
+        tell(case, cpu_ns_per_block=statistics.median(took) / len(chains) / len(chains[0].hashes))
 
 
 def _apply_all(subject: Any, events: list[tuple[int, bytes]]) -> int:
@@ -126,7 +135,7 @@ def _measure_shared(new: Callable[[], Any]) -> None:
 
 def measure_match(new: Callable[[], Any]) -> None:
     depth, asked = 512, chain(7, 512)
-    for shape in ("all hold all", "each holds another length"):
+    for shape in ("all hold all", "each another length"):
         for workers in (1, 8, 64, 256, 1000):
             subject = new()
             for w in range(workers):
@@ -135,8 +144,9 @@ def measure_match(new: Callable[[], Any]) -> None:
             found = subject.depths(subject.find(query))
             assert len(found) == workers, (len(found), workers)
             assert max(found.values()) == depth
-            tell_call(f"512 blocks, {workers} workers, {shape}", subject.find, query)
-    tell_call("512 blocks, none held", subject.find, subject.query(chain(99, depth)))
+            tell_call(f"{workers} workers, {shape}", subject.find, query)
+            tell_call(f"{workers} workers, {shape}, as a dict", subject.find_dict, query)
+    tell_call("none holds any", subject.find, subject.query(chain(99, depth)))
 
 
 def measure_cold(new: Callable[[], Any]) -> None:
@@ -153,7 +163,7 @@ def measure_cold(new: Callable[[], Any]) -> None:
         waits.append(time.perf_counter_ns() - start)
         assert subject.depths(answer) == {asked % 64: depth}
     tell(
-        f"512 blocks, in {chains * depth / 1e6:.1f} M",
+        f"in {chains * depth / 1e6:.1f} M blocks",
         p50_us=percentile(waits, 0.5) / 1e3,
         p99_us=percentile(waits, 0.99) / 1e3,
     )
@@ -162,6 +172,7 @@ def measure_cold(new: Callable[[], Any]) -> None:
 MEMORY = {  # case: (distinct chains of 512, workers that hold each, blocks an event, whether their hashes differ)
     "distinct": (2048, 1, 16, False),
     "distinct, 1 block an event": (2048, 1, 1, False),
+    "distinct, other hashes": (2048, 1, 16, True),
     "the same at 8 workers": (256, 8, 16, False),
     "the same at 64 workers": (32, 64, 16, False),
     "the same at 8 workers, other hashes": (256, 8, 16, True),
@@ -273,7 +284,7 @@ def measure_replay(new: Callable[[], Any], trace: str, case: str) -> None:
         applying += time.process_time_ns() - start - settling
         applied += len(events)
     tell(
-        f"{len(requests)} requests, 16 workers, {case}",
+        case,
         find_cpu_us=finding / len(requests) / 1e3,
         event_cpu_us=applying / applied / 1e3,
         scores_wrong_percent=100 * wrong / len(requests) / workers,

@@ -1,7 +1,9 @@
 """The implementations that are measured, behind one face. Each runs in its own environment: imports are local.
 
 `stored` and `removed` make the bytes of an event in the form that the implementation takes; that is not measured.
-`apply` takes them, `find` answers a query that `query` made, `depths` says what the answer was.
+`apply` takes them. `find` answers a query that `query` made, both in the form that costs least; `find_dict` says the
+same as worker -> depth. `hash` takes a list of token ids or what `tokens` made of it; `hash_array` gives the form that
+costs least.
 """
 
 # ruff: noqa: PLC0415 - each implementation is in an environment of its own
@@ -9,6 +11,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from typing import Any
 
 from workload import BLOCK_SIZE, Chain
@@ -23,14 +26,12 @@ class Warmroute:
         from warmroute.core.hashing import prefix_hashes
         from warmroute.core.index import make_index
         from warmroute.core.index.contract import ApplyReport
-        from warmroute.core.wire import decode_batch, decode_natively
+        from warmroute.core.wire import decode_natively
 
         self.index: Any = make_index(1000)
         self.report = ApplyReport()
         self.hash = prefix_hashes
-        self._decode, self._decode_natively = decode_batch, decode_natively
-        if not hasattr(self.index, "add_batch"):  # without the native core
-            self.apply = self._apply_events  # type: ignore[method-assign]
+        self._decode = decode_natively
 
     @staticmethod
     def version() -> str:
@@ -38,10 +39,18 @@ class Warmroute:
 
         return version("warmroute")
 
+    def tokens(self, ids: list[int]) -> array[int]:
+        return array("I", ids)
+
+    def hash_array(self, tokens: Any, block_size: int) -> Any:
+        from warmroute import _native
+
+        return _native.prefix_hash_array(tokens, block_size, 0, 0)
+
     def stored(self, chain: Chain, start: int, stop: int) -> bytes:
         return self.stored_many([(chain, start, stop)])
 
-    def stored_many(self, pieces: list[tuple[Chain, int, int]]) -> bytes:
+    def stored_many(self, pieces: list[tuple[Chain, int, int]], release: str = "vllm-0.32") -> bytes:
         """One message with an event for each piece: what a step of an engine with so many requests publishes."""
         from warmroute.core.wire.events import BlockStored
         from warmroute.testing.events import encode_batch
@@ -55,7 +64,8 @@ class Warmroute:
                     block_size=BLOCK_SIZE,
                 )
                 for chain, start, stop in pieces
-            ]
+            ],
+            release=release,
         )
 
     def removed(self, hashes: list[int]) -> bytes:
@@ -65,22 +75,22 @@ class Warmroute:
         return encode_batch([BlockRemoved(block_hashes=tuple(hashes))])
 
     def apply(self, worker: int, event: bytes) -> None:
-        self.index.add_batch(worker, self._decode_natively(event), self.report)
-
-    def _apply_events(self, worker: int, event: bytes) -> None:
-        self.index.apply(worker, self._decode(event).events)
+        self.index.add_batch(worker, self._decode(event), self.report)
 
     def settle(self) -> None:
         """Nothing is left to be done behind a call's back."""
 
-    def query(self, chain: Chain) -> list[int]:
-        return list(self.hash(chain.tokens, BLOCK_SIZE))
+    def query(self, chain: Chain) -> array[int]:
+        return array("Q", self.hash(chain.tokens, BLOCK_SIZE))
 
-    def find(self, query: list[int]) -> Any:
-        return self.index.match(query, BLOCK_SIZE)
+    def find(self, query: Any) -> Any:
+        return self.index.match_arrays(query, BLOCK_SIZE)
+
+    def find_dict(self, query: Any) -> dict[int, int]:
+        return self.index.match_arrays(query, BLOCK_SIZE).to_dict()  # type: ignore[no-any-return]
 
     def depths(self, answer: Any) -> dict[int, int]:
-        return {overlap.worker: overlap.blocks for overlap in answer}
+        return answer.to_dict()  # type: ignore[no-any-return]
 
     def drop(self, worker: int) -> None:
         self.index.drop(worker)
@@ -96,13 +106,16 @@ class Dynamo:
 
         self._tree = RadixTree()
         self._next = 0
-        self.hash = compute_block_hash_for_seq
+        self.hash = self.hash_array = compute_block_hash_for_seq  # it has no other form
 
     @staticmethod
     def version() -> str:
         from importlib.metadata import version
 
         return version("ai-dynamo-runtime")
+
+    def tokens(self, ids: list[int]) -> list[int]:
+        return ids  # other sequences are taken, and cost more
 
     def stored(self, chain: Chain, start: int, stop: int) -> bytes:
         blocks = [
@@ -128,10 +141,13 @@ class Dynamo:
         return list(chain.contents)
 
     def find(self, query: list[int]) -> Any:
-        return self._tree.find_matches(query).scores
+        return self._tree.find_matches(query)
+
+    def find_dict(self, query: list[int]) -> dict[tuple[int, int], int]:
+        return self._tree.find_matches(query).scores  # type: ignore[no-any-return]
 
     def depths(self, answer: Any) -> dict[int, int]:
-        return {key[0] if isinstance(key, tuple) else key: depth for key, depth in answer.items()}
+        return {worker: depth for (worker, _rank), depth in answer.scores.items()}
 
     def drop(self, worker: int) -> None:
         self._tree.remove_worker(worker)

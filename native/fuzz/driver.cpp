@@ -1,6 +1,6 @@
-// Runs a fuzz target where there is no libFuzzer: the files named, then mutations of them and random bytes.
+// Runs a fuzz target where there is no libFuzzer: the corpus, then mutations of it and random bytes. Called as libFuzzer is.
 //
-//     fuzz_wire [-seconds=N] [-seed=N] FILE...
+//     fuzz_wire [-max_total_time=SECONDS] [-seed=N] DIRECTORY...
 //
 // It knows nothing of coverage; it is for machines without clang, under the sanitizers of their compiler.
 
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <random>
@@ -77,13 +78,15 @@ int main(int count, char** arguments) {
     std::vector<Input> seeds;
     for (int i = 1; i < count; ++i) {
         const std::string argument = arguments[i];
-        if (argument.starts_with("-seconds=")) {
-            seconds = std::stod(argument.substr(9));
+        if (argument.starts_with("-max_total_time=")) {
+            seconds = std::stod(argument.substr(16));
         } else if (argument.starts_with("-seed=")) {
             seed = std::stoull(argument.substr(6));
         } else {
-            std::ifstream file(argument, std::ios::binary);
-            seeds.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+            for (const auto& entry : std::filesystem::directory_iterator(argument)) {
+                std::ifstream file(entry.path(), std::ios::binary);
+                seeds.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+            }
         }
     }
     std::printf("%zu seeds, -seed=%llu\n", seeds.size(), static_cast<unsigned long long>(seed));
@@ -93,7 +96,7 @@ int main(int count, char** arguments) {
     std::size_t runs = 0;
     const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
     while (std::chrono::steady_clock::now() < end) {
-        for (int i = 0; i < 1000; ++i, ++runs) {
+        for (int i = 0; i < 100; ++i, ++runs) {
             const Input input = mutator.next();
             LLVMFuzzerTestOneInput(input.data(), input.size());
         }

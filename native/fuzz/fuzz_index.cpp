@@ -1,9 +1,6 @@
 // Any sequence of announcements to the index: it never contradicts itself, and without workers it holds nothing.
 //
-//     cmake -S . -B build/fuzz -DWARMROUTE_FUZZ=ON -DSKBUILD_PROJECT_NAME=warmroute -DSKBUILD_PROJECT_VERSION=0
-//     cmake --build build/fuzz --target fuzz_index && build/fuzz/fuzz_index -seconds=60
-//
-// That what it answers is right is for native/fuzz/differential.py. Each input is a world: few hashes and contents, so
+// native/fuzz/run.py builds and runs it. That what it answers is right is for native/fuzz/differential.py. Each input is a world: few hashes and contents, so
 // that they meet; its bytes say who announces what.
 
 #include <cstddef>

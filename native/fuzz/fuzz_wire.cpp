@@ -1,5 +1,5 @@
 // Any bytes to the wire decoder: it never reads out of bounds, keeps its memory in proportion, and what it says holds
-// together. Build with -DWARMROUTE_FUZZ=ON; `fuzz_wire_seeds.py` writes what to begin with.
+// together. native/fuzz/run.py builds and runs it; `fuzz_wire_seeds.py` writes what to begin with.
 
 #include <cstddef>
 #include <cstdint>

@@ -194,6 +194,8 @@ encoded = st.lists(events(), min_size=1, max_size=3).map(lambda published: paylo
 @settings(max_examples=1000, deadline=None)
 @given(st.one_of(mutated(), mutated(encoded), st.binary(max_size=64), st.binary(max_size=64).map(b"\x92\xca".__add__)))
 @example(b"")
+@example(payload({"type": "AllBlocksCleared", 5: None}))
+@example(b"\x92\x01\x91\x82\xa4type\xb0AllBlocksCleared\xa4type\xb0AllBlocksCleared")
 @example(b"\x92\xcb\x3f\xf0" + bytes(6) + b"\x91" * 100_000 + b"\xc0")
 def test_any_bytes_are_read_alike_or_left_to_python(raw: bytes) -> None:
     read_alike_or_no_batch(raw)

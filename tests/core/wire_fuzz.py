@@ -79,7 +79,7 @@ def change(rng: random.Random, value: Any) -> Any:
         if action == 0:
             return {name: each for name, each in value.items() if name != key}
         if action == 1:
-            return value | {rng.choice(("future", "type", "medium", "extra_keys", "group_idx")): any_value(rng)}
+            return value | {rng.choice(("future", "type", "medium", "extra_keys", "group_idx", 5)): any_value(rng)}
         return value | {key: change(rng, value[key])}
     at = rng.randrange(len(value))
     match rng.randrange(6):
@@ -125,7 +125,8 @@ def check(payload: bytes) -> str:
             assert fits or event.by_hash
             assert event.extra_keys == () or len(event.extra_keys) == len(event.block_hashes)
     native = decode_natively(payload)
-    assert native is None or (native.n_events, native.rank) == (batch.n_events, batch.rank)
+    if native is not None:
+        assert (native.n_events, native.rank, native.rejected) == (batch.n_events, batch.rank, batch.rejected)
     return "rejected" if batch.rejected else "read"
 
 

@@ -55,13 +55,20 @@ class LocalTokenizer:
 
     async def tokens(self, request: RoutingRequest, endpoint: Endpoint) -> TokenIds:  # noqa: ARG002 - the port's
         """Token ids of the request's prompt. Raises TokenizeError."""
+        return await self._encoder.encode(*self._text(request))
+
+    def at_once(self, request: RoutingRequest) -> TokenIds | None:
+        """What `tokens` gives, or None if so much of it is new that it is for a thread. Raises TokenizeError."""
+        return self._encoder.encode_at_once(*self._text(request))
+
+    def _text(self, request: RoutingRequest) -> tuple[str, bool]:
+        """The prompt, and whether it is to have the tokens that the tokenizer puts around every text."""
         fields = read_fields(request.body)
         if request.chat:
-            text = self._templates.render(fields)
-            return await self._encoder.encode(text, special=flag(fields.add_special_tokens))
+            return self._templates.render(fields), flag(fields.add_special_tokens)
         if request.prompt is None:
             raise TokenizeError("prompt_form", "the prompt is neither text nor token ids")
-        return await self._encoder.encode(request.prompt, special=flag(fields.add_special_tokens, default=True))
+        return request.prompt, flag(fields.add_special_tokens, default=True)
 
     def close(self) -> None:
         """Release the threads."""
@@ -89,22 +96,46 @@ class _Encoder:
     async def encode(self, text: str, special: bool) -> TokenIds:
         """Ids of a text; `special`: with those that the tokenizer puts around every text."""
         if special or self._special is None:
-            return (await self._encode([text], special))[0]
-        pieces = self._special.split(text)
-        missing = list(dict.fromkeys(piece for piece in pieces[::2] if piece and piece not in self._kept))
-        fresh = dict(zip(missing, await self._encode(missing, special=False), strict=True)) if missing else {}
+            short = len(text) <= INLINE_CHARS_MAX
+            return (self._encode_now([text], special) if short else await self._in_thread([text], special))[0]
+        pieces, known, missing = self._cut(text, self._special)
+        short = sum(map(len, missing)) <= INLINE_CHARS_MAX
+        fresh = self._encode_now(missing, special) if short else await self._in_thread(missing, special)
+        return self._join(pieces, known, dict(zip(missing, fresh, strict=True)))
+
+    def encode_at_once(self, text: str, special: bool) -> TokenIds | None:
+        """The same; None if more than `INLINE_CHARS_MAX` of it are new."""
+        if special or self._special is None:
+            return self._encode_now([text], special)[0] if len(text) <= INLINE_CHARS_MAX else None
+        pieces, known, missing = self._cut(text, self._special)
+        if sum(map(len, missing)) > INLINE_CHARS_MAX:
+            return None
+        return self._join(pieces, known, dict(zip(missing, self._encode_now(missing, special), strict=True)))
+
+    def _cut(self, text: str, special: re.Pattern[str]) -> tuple[list[str], dict[str, array[int]], list[str]]:
+        """Segments with the special tokens between them; the ids of those that are known; those that are not."""
+        pieces = special.split(text)
+        segments = set(pieces[::2])
+        segments.discard("")
+        kept = self._kept
+        known = {piece: kept[piece] for piece in segments if piece in kept}
+        return pieces, known, [piece for piece in segments if piece not in known]
+
+    def _join(self, pieces: list[str], known: dict[str, array[int]], fresh: dict[str, array[int]]) -> TokenIds:
         ids: array[int] = array("I")
         for at, piece in enumerate(pieces):
             if at % 2:
                 ids.append(self._tokenizer.token_to_id(piece))
             elif piece:
-                ids.extend(fresh[piece] if piece in fresh else self._kept[piece])
-                self._keep(piece, fresh.get(piece))
+                ids.extend(known[piece] if piece in known else fresh[piece])
+        for piece in known:
+            if piece in self._kept:  # somebody else's may have pushed it out meanwhile
+                self._kept.move_to_end(piece)
+        for piece, own in fresh.items():
+            self._keep(piece, own)
         return ids
 
-    async def _encode(self, texts: list[str], special: bool) -> list[array[int]]:
-        if sum(map(len, texts)) <= INLINE_CHARS_MAX:
-            return self._encode_now(texts, special)
+    async def _in_thread(self, texts: list[str], special: bool) -> list[array[int]]:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode_now, texts, special)
 
     def _encode_now(self, texts: list[str], special: bool) -> list[array[int]]:
@@ -114,11 +145,9 @@ class _Encoder:
         except Exception as error:  # the library raises bare Exceptions, and refuses lone surrogates
             raise TokenizeError("unsupported", f"the tokenizer failed: {error}") from error
 
-    def _keep(self, piece: str, ids: array[int] | None) -> None:
-        if ids is None:
-            self._kept.move_to_end(piece)
-            return
-        self._kept_chars += len(piece) if piece not in self._kept else 0
+    def _keep(self, piece: str, ids: array[int]) -> None:
+        if piece not in self._kept:
+            self._kept_chars += len(piece)
         self._kept[piece] = ids
         while self._kept_chars > CACHE_CHARS_MAX:
             self._kept_chars -= len(self._kept.popitem(last=False)[0])

@@ -2,8 +2,8 @@
 
 Sockets are read by callbacks of the loop, so messages reach the sink without a task or a queue in between. ZMQ's file
 descriptors are edge-triggered: they tell that something changed, once. Therefore every call into a socket that may eat
-that news is followed by another look (`_look_again`), and a look reads until there is nothing left, at most
-`MESSAGES_PER_TURN` at a time so that a flood does not hold up the loop.
+that news is followed by another look (`_look_again`), and a look reads until there is nothing left or its turn is over
+(`MESSAGES_PER_TURN`, `TURN_S`), so that a flood does not hold up the loop.
 
 Messages are read before the news of the connection and handed on after them, and what was left unread of a connection
 that broke is thrown away: so a message never overtakes the news of its connection, and none outlives it. Replies come
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
@@ -28,7 +29,9 @@ from warmroute.errors import ConfigError
 from warmroute.service.ports import EventAddress, EventSink, EventSource, EventSourceFactory
 
 MESSAGES_PER_TURN = 256
-"""How many messages of one worker are read before the loop may do something else: about a millisecond of work."""
+"""How many messages of one worker are read before the loop may do something else, and for how long: a message holds one
+event or hundreds, and a request that comes meanwhile waits for the turn's end."""
+TURN_S = 0.0003
 CONNECT_TIMEOUT_MS = 5_000
 """An address that swallows packets is tried anew after so long, not after the minutes that systems allow."""
 HEARTBEAT_INTERVAL_MS = 10_000
@@ -174,6 +177,7 @@ class ZmqEventSource:
         """Read up to a turn's worth; whether there may be more."""
         if watched is None:
             return False
+        end = time.monotonic() + TURN_S
         for _ in range(MESSAGES_PER_TURN):
             if watched.closed:
                 return False
@@ -183,6 +187,8 @@ class ZmqEventSource:
                 # Reading the state takes in what came since; only if it says no, the descriptor will speak again.
                 return bool(int(watched.socket.get(zmq.EVENTS)) & zmq.POLLIN)
             receive(frames)
+            if time.monotonic() > end:
+                break
         return True
 
     def _connection_news(self, frames: list[bytes]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from warmroute.core.openai import RoutingRequest
 from warmroute.types import Endpoint, ModelInfo, TokenIds
@@ -136,6 +136,15 @@ class Tokenizer(Protocol):
 
     async def tokens(self, request: RoutingRequest, endpoint: Endpoint) -> TokenIds:
         """Token ids of the request's prompt. Raises TokenizeError; `endpoint` is an engine that serves the model."""
+        ...
+
+
+@runtime_checkable
+class InstantTokenizer(Tokenizer, Protocol):
+    """A tokenizer that often needs not be waited for."""
+
+    def at_once(self, request: RoutingRequest) -> TokenIds | None:
+        """What `tokens` gives, or None if that would keep the event loop for long. Raises TokenizeError."""
         ...
 
 

@@ -20,7 +20,7 @@ import msgspec
 from warmroute.config.tree import TokenizerConfig
 from warmroute.core.openai import RoutingRequest
 from warmroute.errors import TokenizeError
-from warmroute.service.ports import Tokenizer
+from warmroute.service.ports import InstantTokenizer, Tokenizer
 from warmroute.types import Endpoint, Fleet, TokenIds
 
 _log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class Tokens:
         self._clock = clock
         self._local = None if config.mode in ("off", "remote") else local
         self._remote = None if config.mode == "off" else remote
+        self._instant = self._local if isinstance(self._local, InstantTokenizer) else None
         self._bases: dict[str, str] = {}
         self._failures: Counter[Endpoint] = Counter()
         self._paused_until: dict[Endpoint, float] = {}
@@ -82,16 +83,30 @@ class Tokens:
             self.counts["given"] += 1
             return Tokenized(request.token_ids)
         if request.opaque is None and (self._local or self._remote):
-            return None
+            return self._instantly(request)
         reason = request.opaque or "off"
         self.counts[reason] += 1
         return Tokenized(None, reason)
 
+    def _instantly(self, request: RoutingRequest) -> Tokenized | None:
+        """What the tokenizer in process says if it is believed, quick and successful; `of` sees to all else."""
+        if self._instant is None or not self._believed(request.model):
+            return None
+        started = self._clock()
+        try:
+            found = self._instant.at_once(request)
+        except Exception:  # asked once more, in `of`, it says what is wrong
+            return None
+        if found is None:
+            return None
+        self.latency_s["local"] += self._clock() - started
+        self.counts["local"] += 1
+        return Tokenized(found)
+
     async def of(self, request: RoutingRequest, endpoint: Endpoint) -> Tokenized:
         """Token ids of the request's prompt; `endpoint` is an engine that serves its model. Never raises."""
-        known = self.at_once(request)
-        if known is not None:
-            return known
+        if request.token_ids is not None or request.opaque is not None:
+            return self.at_once(request) or Tokenized(None)
         reason, source = "off", ""
         try:
             async with asyncio.timeout(self._config.timeout_s):
@@ -126,10 +141,13 @@ class Tokens:
         """Whom to ask, in order. The second is asked for what the first cannot do."""
         local = [] if self._local is None else [("local", self._local)]
         remote = [] if self._remote is None else [("remote", self._remote)]
+        return local + remote if self._believed(model) else remote
+
+    def _believed(self, model: str) -> bool:
+        """Whether the tokenizer in process may answer for the model: it agrees with the engine, or nobody can tell."""
         verdict = self.verdicts.get(self._bases.get(model, model))
-        if verdict is Verdict.DIFFERS or (verdict is None and remote and self._config.mode == "auto"):
-            return remote
-        return local + remote
+        unproven = verdict is None and self._remote is not None and self._config.mode == "auto"
+        return verdict is not Verdict.DIFFERS and not unproven
 
     async def _ask(
         self, source: str, tokenizer: Tokenizer, request: RoutingRequest, endpoint: Endpoint
