@@ -170,7 +170,8 @@ class ZmqEventSource:
         try:
             messages = bool(self._unread) or self._read(self._events, self._unread.append)
             news = self._read(self._monitor, self._connection_news)
-            while self._unread and self._sink is not None:
+            end = time.monotonic() + TURN_S
+            while self._unread and self._sink is not None and time.monotonic() <= end:
                 self._sink.message(self._unread.popleft())
             more = self._read(self._replies, self._reply) or messages or news
         finally:
