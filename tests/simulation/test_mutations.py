@@ -72,8 +72,8 @@ def no_memory_of_what_was_dropped(patch: pytest.MonkeyPatch) -> None:
 
 def no_marks(patch: pytest.MonkeyPatch) -> None:
     """A batch is known by its number alone."""
-    patch.setattr("warmroute.core.stream.mark_of", lambda received: 0)
-    patch.setattr("warmroute.core.stream_memory.mark_of", lambda received: 0)
+    patch.setattr(View, "mark", lambda self, seq: None)
+    patch.setattr(Stream, "_mark", lambda self, seq: None)
 
 
 MUTATIONS = (

@@ -61,8 +61,8 @@ def test_a_failing_seed_is_shrunk_to_what_matters_and_told(monkeypatch: pytest.M
 
 def test_a_world_that_is_left_alone_is_exact() -> None:
     plan = Plan.of(3)
-    setup = replace(plan.setups[0], hwm=1000)
-    quiet = replace(plan, setups=(setup,), actions=tuple(Action(n / 10, 0, "work", 3, n) for n in range(200)))
+    setup = replace(plan.setups[0], hwm=1000, replays=True)
+    quiet = replace(plan, setups=(setup,), actions=tuple(Action(5 + n / 10, 0, "work", 3, n) for n in range(200)))
     outcome = run(quiet)
     assert outcome.violation is None
     assert not outcome.counts["gaps"] + outcome.counts["restarts"] + outcome.counts["lost"]

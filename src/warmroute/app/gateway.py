@@ -47,7 +47,8 @@ class Gateway:
     def __init__(self, config: Config, session: aiohttp.ClientSession, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         clock = time.monotonic
         self.config = config
-        self.router = Router(make_index(config.events.orphan_blocks_max, config.events.blocks_max), config.routing)
+        index = make_index(config.events.orphan_blocks_max, config.events.blocks_max)
+        self.router = Router(index, config.routing, load_policy(config.routing.policy), timer=time.perf_counter)
         sources = zmq_event_sources(context, config.events)
         self.following = Following(self.router, sources, config.events, clock, time.time)
         keys = engine_keys(config)

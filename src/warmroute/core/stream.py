@@ -17,7 +17,7 @@ and that batch must be the one that was applied. Sequence numbers alone cannot t
 from __future__ import annotations
 
 from warmroute.config.tree import EventsConfig
-from warmroute.core.stream_memory import Question, Received, View, mark_of
+from warmroute.core.stream_memory import Question, Received, Unreadable, View
 from warmroute.core.stream_states import (
     TRANSITIONS,
     Apply,
@@ -52,8 +52,7 @@ class Stream:
         self.state = State.CONNECTING
         self.trust = TrustState.BLIND
         self._config = config
-        self._stagger = stagger
-        self._effects: list[Effect] = []
+        self._stagger, self._effects = stagger, list[Effect]()
         self._trust_reason = ""
         self._view = View()
         # The subscription.
@@ -105,13 +104,16 @@ class Stream:
         self._now = now
         return self._reply(seq, batch)
 
-    def undecodable(self, seq: int | None, reason: str, now: float, *, replayed: bool = False) -> list[Effect]:
-        """A message came whose payload (or, with `seq` None, whose frames) could not be read."""
+    def undecodable(
+        self, seq: int | None, reason: str, now: float, *, replayed: bool = False, mark: int = 0
+    ) -> list[Effect]:
+        """A message came whose payload, with that mark, (or, with `seq` None, whose frames) could not be read."""
         self._now = now
         self._count("undecodable")
         if seq is None:
             return self._flush()
-        return self._reply(seq, reason) if replayed else self._heard(seq, reason)
+        received = Unreadable(reason, mark)
+        return self._reply(seq, received) if replayed else self._heard(seq, received)
 
     def replay_ended(self, now: float) -> list[Effect]:
         """The replay's end marker came."""
@@ -124,8 +126,7 @@ class Stream:
                 pass  # There is nothing to rebuild from.
             elif question.anchored and not question.answered:
                 # The engine has never got as far as the anchor: it is another run, or it remembers nothing.
-                self._count("restarts")
-                self._start_over("the engine has no such batch any more")
+                self._restart("the engine has no such batch any more")
             elif self.state is State.LIVE:
                 # What it proves was so when it was asked.
                 self._probe_at = max(self._heard_at, question.at) + self._config.probe_idle_s
@@ -157,10 +158,9 @@ class Stream:
     def restarted(self, now: float, process_start: float | None = None) -> list[Effect]:
         """Somebody else saw that the engine is a new process, begun at `process_start` (Unix seconds, if known)."""
         self._now = now
-        if self.state is not State.DEAD and self._view.holds:
-            seen = process_start is not None and self._view.first_ts >= process_start
-            if not seen:
-                self._restart("the engine is a new process")
+        news = process_start is None or self._view.first_ts < process_start
+        if news and self.state is not State.DEAD and self._view.holds:
+            self._restart("the engine is a new process")
         return self._flush()
 
     def resync(self, now: float, reason: str) -> list[Effect]:
@@ -168,13 +168,7 @@ class Stream:
         self._now = now
         if self.state is not State.DEAD and self._view.holds:
             self._count("resyncs")
-            self._pending.clear()
-            self._tries = self._tried_from = 0
-            if self.state is State.CONNECTING:
-                self._purge(reason, 0)
-                self._tell()
-            else:
-                self._start_over(reason, Cause.DOUBTED)
+            self._start_over(reason, Cause.DOUBTED)
         return self._flush()
 
     def tainted(self, reason: str, now: float) -> list[Effect]:
@@ -253,9 +247,9 @@ class Stream:
         return self.expected is None or seq > self.expected or (seq == self.expected and question.anchored)
 
     def _receive(self, seq: int, received: Received, *, live: bool) -> None:
-        known, mark = self._mark(seq), mark_of(received)
+        known, mark = self._mark(seq), received.mark
         past = self._view.is_past(seq)
-        ts = self._view.last_ts if isinstance(received, str) else received.ts
+        ts = self._view.last_ts if isinstance(received, Unreadable) else received.ts
         if known is not None:
             another_run = known != mark
         elif past:  # Too long ago to be compared: a repetition is older than what followed.
@@ -289,9 +283,8 @@ class Stream:
                 self._drain()
             return
         if self.state is State.LIVE:
-            missed = seq - (self.expected or 0)
             self._count("gaps")
-            self._count("missed", missed)
+            self._count("missed", seq - (self.expected or 0))
             self._move(Cause.JUMPED)
             self._tries = 0
             if self._asked is not None and self._asked.rebuild:
@@ -312,13 +305,13 @@ class Stream:
 
     def _apply(self, seq: int, received: Received) -> None:
         self._view.take(seq, received)
-        if not isinstance(received, str):
+        if not isinstance(received, Unreadable):
             self._effects.append(Apply(seq, received))
 
     def _mark(self, seq: int) -> int | None:
         """The mark of a batch that is applied or held back; None if nothing is known of it."""
         received = self._pending.get(seq)
-        return self._view.mark(seq) if received is None else mark_of(received)
+        return self._view.mark(seq) if received is None else received.mark
 
     def _drain(self) -> None:
         while self._pending and self.expected is not None and not self._unverified:
@@ -444,22 +437,18 @@ class Stream:
 
     def _restart(self, reason: str) -> None:
         self._count("restarts")
-        self._pending.clear()
         self._live_seq = -1
         self._view.new_run()
-        self._tries = self._tried_from = 0
-        if self.state is State.CONNECTING:
-            self._purge(reason, 0)
-            self._tell()
-        else:
-            self._start_over(reason)
+        self._start_over(reason)
 
     def _start_over(self, reason: str, cause: Cause = Cause.RESTARTED) -> None:
         self._forget_replay()
         self._pending.clear()  # Of the former run, or the replay brings it again.
-        self._move(Cause.RESTARTED)
+        self._tries = self._tried_from = 0
         self._purge(reason, 0)
-        self._ask(0)
+        if self.state is not State.CONNECTING:
+            self._move(cause)
+            self._ask(0)
         self._tell()
 
     def _purge(self, reason: str, expected: int | None) -> None:

@@ -10,21 +10,25 @@ from array import array
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import msgspec
+
 from warmroute.core.wire.events import Batch
 
-Received: TypeAlias = Batch | str
-"""A batch, or why its payload could not be read."""
+
+class Unreadable(msgspec.Struct, frozen=True, gc=False):
+    """A batch whose payload could not be read."""
+
+    reason: str
+    mark: int
+    """As `Batch.mark`."""
+
+
+Received: TypeAlias = Batch | Unreadable
 
 _REMEMBERED = 1024
 """How many applied batches are remembered by their marks, to tell a repetition from a restart."""
-_UNREADABLE_MARK = 0
 _TRIES_MAX = 3
 """How often a view is rebuilt because of the same flaw."""
-
-
-def mark_of(received: Received) -> int:
-    """The mark of what was received."""
-    return _UNREADABLE_MARK if isinstance(received, str) else received.mark
 
 
 @dataclass(slots=True)
@@ -83,9 +87,9 @@ class View:
     def take(self, seq: int, received: Received) -> None:
         """Batch `seq`, which was expected, is applied."""
         self.expected = seq + 1
-        self._marks[seq % _REMEMBERED] = mark_of(received)
-        if isinstance(received, str):
-            self.find_flaw(seq, f"batch {seq} could not be read: {received}")
+        self._marks[seq % _REMEMBERED] = received.mark
+        if isinstance(received, Unreadable):
+            self.find_flaw(seq, f"batch {seq} could not be read: {received.reason}")
             return
         if seq == self.since:
             self.first_ts = received.ts

@@ -82,7 +82,7 @@ class ZmqEventSource:
         return f"ZmqEventSource({self._address.endpoint}, replaying={self._replies is not None})"
 
     def start(self, sink: EventSink) -> None:
-        """Subscribe on the running loop, and call `sink` from now on."""
+        """Subscribe on the running loop, and call `sink` from now on. Raises ConfigError for a useless address."""
         self._loop = asyncio.get_running_loop()
         self._sink = sink
         socket = self._socket(zmq.SUB)
@@ -92,10 +92,14 @@ class ZmqEventSource:
         socket.set(zmq.SUBSCRIBE, self._address.topic.encode())
         self._monitor = _Watched(self._loop, monitor, self._look)
         self._events = _Watched(self._loop, socket, self._look)
-        if self._address.bind:
-            _attach(socket.bind, self._address.endpoint, "events_listen")
-        else:
-            _attach(socket.connect, self._address.endpoint, "events_endpoint")
+        try:
+            if self._address.bind:
+                _attach(socket.bind, self._address.endpoint, "events_listen")
+            else:
+                _attach(socket.connect, self._address.endpoint, "events_endpoint")
+        except ConfigError:
+            self.close()
+            raise
         self._look_again()
 
     def replay(self, start: int) -> None:
@@ -166,7 +170,8 @@ class ZmqEventSource:
         try:
             messages = bool(self._unread) or self._read(self._events, self._unread.append)
             news = self._read(self._monitor, self._connection_news)
-            while self._unread and self._sink is not None:
+            end = time.monotonic() + TURN_S
+            while self._unread and self._sink is not None and time.monotonic() <= end:
                 self._sink.message(self._unread.popleft())
             more = self._read(self._replies, self._reply) or messages or news
         finally:

@@ -24,6 +24,7 @@ from warmroute.core.stream import Stream
 from warmroute.core.stream_states import Apply, Count, Effect, EndReplay, Purge, Replay, SetTrust, State
 from warmroute.core.wire import ReplayEnd, decode_batch, decode_natively, decode_pub, decode_replay
 from warmroute.core.wire.events import Batch, BlockRemoved, BlockStored, Event, EventBatch
+from warmroute.core.wire.native import payload_mark
 from warmroute.errors import WireError
 from warmroute.service.ports import EventSource
 from warmroute.types import Trust, TrustState, WorkerId
@@ -193,29 +194,34 @@ class WorkerStream:
     def message(self, frames: Sequence[bytes]) -> None:
         """One published message."""
         self.counts.messages += 1
-        seq: int | None = None
         try:
             _, seq, payload = decode_pub(frames)
+        except WireError as error:
+            self._unreadable(None, error)
+            return
+        try:
             batch = self._decode(payload)
         except WireError as error:
-            self._unreadable(seq, error, replayed=False)
+            self._unreadable(seq, error, payload)
         else:
             self._perform(self._stream.live(seq, batch, self._clock()))
 
     def replayed(self, frames: Sequence[bytes]) -> None:
         """One reply of a replay."""
-        seq: int | None = None
         try:
             reply = decode_replay(frames)
-            if isinstance(reply, ReplayEnd):
-                effects = self._stream.replay_ended(self._clock())
-            else:
-                seq = reply.seq
-                effects = self._stream.replayed(seq, self._decode(reply.payload), self._clock())
         except WireError as error:
-            self._unreadable(seq, error, replayed=True)
+            self._unreadable(None, error)
+            return
+        if isinstance(reply, ReplayEnd):
+            self._perform(self._stream.replay_ended(self._clock()))
+            return
+        try:
+            batch = self._decode(reply.payload)
+        except WireError as error:
+            self._unreadable(reply.seq, error, reply.payload, replayed=True)
         else:
-            self._perform(effects)
+            self._perform(self._stream.replayed(reply.seq, batch, self._clock()))
 
     def replay_failed(self, reason: str) -> None:
         """The replay cannot be had."""
@@ -228,9 +234,12 @@ class WorkerStream:
 
     # Effects.
 
-    def _unreadable(self, seq: int | None, error: WireError, *, replayed: bool) -> None:
+    def _unreadable(
+        self, seq: int | None, error: WireError, payload: bytes | memoryview = b"", *, replayed: bool = False
+    ) -> None:
         self.counts.rejected[error.reason] += 1
-        self._perform(self._stream.undecodable(seq, error.reason, self._clock(), replayed=replayed))
+        now, mark = self._clock(), payload_mark(payload)
+        self._perform(self._stream.undecodable(seq, error.reason, now, replayed=replayed, mark=mark))
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         failure: str | None = None

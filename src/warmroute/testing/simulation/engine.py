@@ -51,6 +51,8 @@ class Run:
     """Batches that were never published."""
     cleared: int = 0
     """The first batch from which on everything is known without what came before."""
+    corrupted: bool = False
+    """Whether a batch was spoiled on its way: only a replay of all can mend that without losing anything else."""
     died: float | None = None
 
     def superseded(self, state: int) -> float | None:
@@ -148,7 +150,8 @@ class ModelEngine:
         """Whether everything that the cache holds now can still be learned from the replay."""
         run = self.run
         first = run.buffer[0][0] if run.buffer else run.next_seq
-        return self.setup.replays and first <= run.cleared and not any(seq >= run.cleared for seq in run.unreadable)
+        enough = first <= (0 if run.corrupted else run.cleared)
+        return self.setup.replays and enough and not any(seq >= run.cleared for seq in run.unreadable)
 
     def _encode(self, events: list[Event]) -> bytes:
         return encode_batch(events, release=self.setup.release, ts=self.wall_clock())

@@ -166,6 +166,7 @@ class Link:
             return
         if self.corruptions:
             self.corruptions -= 1
+            self.engine.run.corrupted = True
             frames = [*frames[:2], frames[2][: len(frames[2]) // 2]]
         else:
             self._recent.append(frames)

@@ -172,7 +172,7 @@ class World:
         seqs = {"far": here + _FAR, "last": (1 << 64) - 1}
         if kind == "behind":  # One that is due now would be taken for true: nothing tells who sent it.
             due = self.following.streams[WorkerId(engine.number)].view()["next_seq"]
-            if not due or not engine.setup.replays:
+            if not due or not engine.setup.replays or engine.setup.buffer_steps < 1000:
                 return
             seqs[kind] = luck.randrange(due)
         frames = engine.forge(seqs.get(kind, here), said if luck.random() < 0.7 else [])
@@ -183,7 +183,7 @@ class World:
         elif kind == "payload":
             frames[1:] = [(here + _FAR).to_bytes(8, "big"), b"\xff\xff"]
         self._note(engine.number, "forged", kind)
-        link.inject(frames, reply=luck.random() < 0.3)
+        link.inject(frames, reply=kind != "frames" and luck.random() < 0.3)
 
     # What is seen.
 
