@@ -58,8 +58,7 @@ class Stream:
         self._view = View()
         # The subscription.
         self._pending: dict[int, Received] = {}
-        self._dropped = False
-        """Whether batches came since the last question that could not be kept."""
+        self._dropped = False  # Whether batches came since the last question that could not be kept.
         self._live_seq, self._live_ts = -1, 0.0
         self._heard_at = 0.0
         self._probe_at = 0.0
@@ -158,8 +157,7 @@ class Stream:
         """Somebody else saw that the engine is a new process, begun at `process_start` (Unix seconds, if known)."""
         self._now = now
         if self.state is not State.DEAD and self._view.holds:
-            seen = process_start is not None and self._view.first_ts >= process_start
-            if not seen:
+            if process_start is None or self._view.first_ts < process_start:
                 self._restart("the engine is a new process")
         return self._flush()
 
@@ -167,14 +165,7 @@ class Stream:
         """Somebody has found the view to be wrong: drop it, and rebuild it from a replay."""
         self._now = now
         if self.state is not State.DEAD and self._view.holds:
-            self._count("resyncs")
-            self._pending.clear()
-            self._tries = self._tried_from = 0
-            if self.state is State.CONNECTING:
-                self._purge(reason, 0)
-                self._tell()
-            else:
-                self._start_over(reason, Cause.DOUBTED)
+            self._restart(reason, Cause.DOUBTED)
         return self._flush()
 
     def tainted(self, reason: str, now: float) -> list[Effect]:
@@ -442,24 +433,22 @@ class Stream:
             self._count("lost", lost)
         self._view.join(seq, f"{lost or 'no'} batches lost: {why}")
 
-    def _restart(self, reason: str) -> None:
-        self._count("restarts")
-        self._pending.clear()
+    def _restart(self, reason: str, cause: Cause = Cause.RESTARTED) -> None:
+        self._count("restarts" if cause is Cause.RESTARTED else "resyncs")
         self._live_seq = -1
         self._view.new_run()
         self._tries = self._tried_from = 0
-        if self.state is State.CONNECTING:
-            self._purge(reason, 0)
-            self._tell()
-        else:
-            self._start_over(reason)
+        self._start_over(reason, cause)
 
     def _start_over(self, reason: str, cause: Cause = Cause.RESTARTED) -> None:
-        self._forget_replay()
         self._pending.clear()  # Of the former run, or the replay brings it again.
-        self._move(Cause.RESTARTED)
-        self._purge(reason, 0)
-        self._ask(0)
+        if self.state is State.CONNECTING:
+            self._purge(reason, 0)
+        else:
+            self._forget_replay()
+            self._move(cause)
+            self._purge(reason, 0)
+            self._ask(0)
         self._tell()
 
     def _purge(self, reason: str, expected: int | None) -> None:
