@@ -156,9 +156,9 @@ class Stream:
     def restarted(self, now: float, process_start: float | None = None) -> list[Effect]:
         """Somebody else saw that the engine is a new process, begun at `process_start` (Unix seconds, if known)."""
         self._now = now
-        if self.state is not State.DEAD and self._view.holds:
-            if process_start is None or self._view.first_ts < process_start:
-                self._restart("the engine is a new process")
+        unseen = process_start is None or self._view.first_ts < process_start
+        if unseen and self.state is not State.DEAD and self._view.holds:
+            self._restart("the engine is a new process")
         return self._flush()
 
     def resync(self, now: float, reason: str) -> list[Effect]:
