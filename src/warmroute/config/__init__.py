@@ -7,6 +7,7 @@ pay for a YAML parser.
 from warmroute.config.loading import Loaded, load
 from warmroute.config.sources import Origin, Source
 from warmroute.config.tree import (
+    AdminConfig,
     Config,
     EngineConfig,
     EventsConfig,
@@ -14,11 +15,13 @@ from warmroute.config.tree import (
     LogConfig,
     MembershipConfig,
     RoutingConfig,
+    TlsConfig,
     TokenizerConfig,
 )
 from warmroute.config.values import JointConfigError
 
 __all__ = [
+    "AdminConfig",
     "Config",
     "EngineConfig",
     "EventsConfig",
@@ -30,6 +33,7 @@ __all__ = [
     "Origin",
     "RoutingConfig",
     "Source",
+    "TlsConfig",
     "TokenizerConfig",
     "load",
 ]

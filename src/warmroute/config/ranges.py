@@ -118,6 +118,7 @@ _TIME_OR_NONE: Final = Range(0, DAY_S)
 _PORT: Final = Range(1, PORT_MAX)
 _SHARE: Final = Range(0, 1)
 _RATE: Final = Range(0, 1e9, above=True)
+_LISTEN: Final = Form("an IP address or localhost", check_listen_host)
 _URL: Final = Form("a URL http://HOST:PORT or https://HOST:PORT", parse_url)
 _KEY: Final = Form("a key without spaces, as it goes into a header", check_key)
 _FILE: Final = Form("the path of a file", _check_path)
@@ -133,7 +134,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "engines[].api_key": _KEY,
     "engines[].api_key_file": _FILE,
     "engines[].data_parallel_size": Range(1, RANKS_MAX),
-    "gateway.host": Form("an IP address or localhost", check_listen_host),
+    "gateway.host": _LISTEN,
     "gateway.port": Range(0, PORT_MAX),
     "gateway.max_body_bytes": Range(1, GIB),
     "gateway.max_head_bytes": Range(1024, GIB),  # below 1 KiB no real client's head fits
@@ -142,6 +143,13 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "gateway.keepalive_timeout_s": _TIME,
     "gateway.drain_timeout_s": _TIME_OR_NONE,
     "gateway.retries": Range(0, 100),
+    "gateway.keys_file": _FILE,
+    "admin.host": _LISTEN,
+    "admin.port": Range(0, PORT_MAX),
+    "admin.keys_file": _FILE,
+    "tls.certificate": _FILE,
+    "tls.key": _FILE,
+    "tls.engine_ca": _FILE,
     "events.port": _PORT,
     "events.replay_port": _PORT,
     "events.replay_timeout_s": _TIME,

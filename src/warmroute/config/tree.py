@@ -59,6 +59,36 @@ class GatewayConfig:
     """How many other workers a request may be tried on while no byte of an answer has come."""
     decision_headers: bool = True
     """Whether answers carry `x-warmroute-worker` and `x-warmroute-overlap-tokens`."""
+    keys_file: str | None = None
+    """File with the clients' API keys, hashed (`warmroute key`); None: no key is asked for. Re-read when it changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminConfig:
+    """The listener for operators: metrics, `/workers`, `/decisions`, and the engines' own administration."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int | None = None
+    """Port to listen on, 0: one the system chooses; None: all of it is served to clients, on the gateway's port."""
+    keys_file: str | None = None
+    """File with the operators' API keys, in the form of `gateway.keys_file`; None: no key is asked for."""
+    tls: bool = False
+    """Whether it speaks TLS, with the gateway's certificate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """Encryption to clients and to engines."""
+
+    certificate: str | None = None
+    """PEM file with the gateway's certificate and its chain; None: plain HTTP. Re-read when it changes."""
+    key: str | None = None
+    """PEM file with the certificate's private key. Re-read when it changes."""
+    engine_ca: str | None = None
+    """PEM file with the authorities that vouch for https:// engines; None: the system's."""
+    engine_verify: bool = True
+    """False: the certificates of https:// engines are not looked at. Encrypted, but to whom is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +196,8 @@ class Config:
     engines: tuple[EngineConfig, ...] = ()
     """The engines to route to."""
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    admin: AdminConfig = field(default_factory=AdminConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
     events: EventsConfig = field(default_factory=EventsConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)

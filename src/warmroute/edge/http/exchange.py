@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import traceback
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from warmroute.edge.http.head import (
 )
 from warmroute.edge.http.upstream import EngineConnection, EnginePool
 from warmroute.errors import ClientError, EngineError, NoWorkerError
-from warmroute.service.ports import Dispatch, GatewayService, Outcome, Reply, RequestHead
+from warmroute.service.ports import Dispatch, GatewayService, Guard, Outcome, Reply, RequestHead
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Plane:
     service: GatewayService
     pool: EnginePool
     counts: Counts
+    guard: Guard | None = None
     draining: bool = False
 
 
@@ -165,9 +167,15 @@ class Exchange:
             self._answer(error_reply(503, str(error), code="no_worker", headers=headers))
         else:
             self._plane.counts.service_failures += 1
-            log.error("request %s failed", request_id.decode("latin-1"), exc_info=error)
+            self._log_failure(error, request_id)
             message = "The gateway failed to serve this request; its log says why, under this x-request-id."
             self._answer(error_reply(500, message, code="internal_error", headers=headers))
+
+    def _log_failure(self, error: BaseException, request_id: bytes) -> None:
+        """Where it failed, not with what: an exception's message may hold what a client sent."""
+        where = "".join(traceback.format_tb(error.__traceback__))
+        log.error("request %r failed: %s in\n%s", request_id.decode("latin-1"), type(error).__name__, where)
+        log.debug("request %r failed with", request_id.decode("latin-1"), exc_info=error)
 
     # Attempting
 
@@ -358,6 +366,6 @@ class Exchange:
         self._dispatched = False
         try:
             self._dispatch.finished(outcome, tail)
-        except Exception:
+        except Exception as error:
             self._plane.counts.service_failures += 1
-            log.exception("the service failed to take the end of a request (%s)", outcome.value)
+            self._log_failure(error, f"with outcome {outcome.value}".encode())

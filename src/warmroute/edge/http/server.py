@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 
 from warmroute.config.tree import GatewayConfig
 from warmroute.edge.http.client import ClientConnection
@@ -15,7 +16,7 @@ from warmroute.edge.http.counts import Counts
 from warmroute.edge.http.exchange import Plane
 from warmroute.edge.http.upstream import EnginePool
 from warmroute.errors import ConfigError
-from warmroute.service.ports import GatewayService
+from warmroute.service.ports import GatewayService, Guard
 
 _BACKLOG = 4096
 """Connections the kernel keeps for us while the loop is busy: bursts of clients must not be refused."""
@@ -26,11 +27,20 @@ _SWEEP_S = 1.0
 class HttpServer:
     """Serves `service` to HTTP clients on the running event loop."""
 
-    def __init__(self, service: GatewayService, config: GatewayConfig) -> None:
+    def __init__(
+        self,
+        service: GatewayService,
+        config: GatewayConfig,
+        *,
+        guard: Guard | None = None,
+        tls: ssl.SSLContext | None = None,
+        engine_tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.config = config
         self.counts = Counts()
-        self.pool = EnginePool(config.connect_timeout_s, self.counts)
-        self.plane = Plane(service, self.pool, self.counts)
+        self.pool = EnginePool(config.connect_timeout_s, self.counts, engine_tls)
+        self.plane = Plane(service, self.pool, self.counts, guard)
+        self._tls = tls
         self.clients: set[ClientConnection] = set()
         self.now = 0.0
         self._server: asyncio.Server | None = None
@@ -43,7 +53,12 @@ class HttpServer:
         self._sweep()
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: ClientConnection(self), self.config.host, self.config.port, backlog=_BACKLOG
+                lambda: ClientConnection(self),
+                self.config.host,
+                self.config.port,
+                backlog=_BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=self.config.head_timeout_s if self._tls else None,
             )
         except OSError as error:
             self._stop_sweeping()
