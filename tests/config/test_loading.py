@@ -256,7 +256,7 @@ def test_errors_show_neither_passwords_nor_novels() -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([1], "w.yaml: a list is not a mapping of sections. Its sections are engines, gateway, admin, tls, events,"),
+        ([1], "w.yaml: a list is not a mapping of sections. Its sections are engines, gateway, admin, tls, admission,"),
         ("text", "w.yaml: 'text' is not a mapping"),
         ({"gatewy": {}}, "gatewy: unknown setting (file w.yaml). Did you mean gateway? Known here: engines, gateway,"),
         (

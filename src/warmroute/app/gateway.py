@@ -12,22 +12,25 @@ import logging
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 import uvloop
 import zmq
 
+from warmroute.app.limiting import Limiting
 from warmroute.app.listeners import Listeners, tls_to_engines
 from warmroute.app.own_policy import load_policy
 from warmroute.config.tree import Config
+from warmroute.core.breaker import Breakers, BreakerState
 from warmroute.core.index import make_index
 from warmroute.core.router import Router
 from warmroute.edge.engine_api import HttpEngineApi
 from warmroute.edge.metrics import Metrics
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
 from warmroute.edge.zmq import zmq_event_sources
+from warmroute.service.avoidance import Saturation, shut_workers
 from warmroute.service.following import Following
 from warmroute.service.membership import Membership, engine_keys
 from warmroute.service.ports import Tokenizer
@@ -55,7 +58,8 @@ class Gateway:
     ) -> None:
         clock = time.monotonic
         self.config = config
-        self.router = Router(make_index(config.events.orphan_blocks_max, config.events.blocks_max), config.routing)
+        index = make_index(config.events.orphan_blocks_max, config.events.blocks_max)
+        self.router = Router(index, config.routing, load_policy(config.routing.policy), timer=time.perf_counter)
         sources = zmq_event_sources(context, config.events)
         self.following = Following(self.router, sources, config.events, clock, time.time)
         keys = engine_keys(config)
@@ -63,15 +67,25 @@ class Gateway:
         self.membership = Membership(config, api, self.following, clock)
         remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s, keys)
         self.tokens = Tokens(config.tokenizer, clock, _local_tokenizer(config), remote)
+        self.breakers = Breakers(config.breaker)
         self.routing = Routing(self.router, self.membership, self.tokens, config.gateway, clock)
+        self.routing.breakers = self.breakers
+        self.routing.avoidances.append(shut_workers(self.breakers, self._fleet))
         self.trusts = self.routing.trusts
-        self.listeners = Listeners(config, engine_tls, clients=self.routing, operators=self.routing)
+        self.limiting = self._limiting(clock)
+        self.listeners = Listeners(config, engine_tls, clients=self.limiting.service, operators=self.routing)
+        self.limiting.ask_for_keys(self.listeners.keys)
         self.server = self.listeners.clients
         streams = self.following.streams
         self.status = Status(self.router, self.membership, streams, self.trusts, self.routing.tracking, clock)
         metrics = Metrics(self.routing, self.membership, streams, self.tokens, self.server.counts, clock)
         metrics.count("access_refused", "Requests not let in", ("listener", "reason"), self.listeners.refused)
         metrics.count("file_reloads", "Changed files read again", ("files", "result"), self.listeners.reloads)
+        metrics.count("admission", "What the limits did", ("event",), self.limiting.counts)
+        metrics.gauge("admission_requests", "Requests inside and waiting", ("state",), self.limiting.numbers)
+        metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
+        metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
+        self.status.breaker = lambda endpoint: self.breakers.of(endpoint, clock()).state
         self.routing.answer_locally(self.status.replies() | {"/metrics": metrics.reply})
         self.routing.on_reset = self.following.cleared
         self.routing.removed_blocks = self.following.removed_blocks
@@ -113,11 +127,27 @@ class Gateway:
                 return
             await self._changed.wait()
 
+    def _fleet(self) -> Fleet:
+        return self.membership.fleet
+
+    def _limiting(self, clock: Callable[[], float]) -> Limiting:
+        most, saturation = self.config.admission.worker_requests_max, None
+        if most is not None:
+            saturation = Saturation(self.router.load, self._fleet, clock, most)
+            self.routing.avoidances.append(saturation.avoided)
+        keyed = self.config.gateway.keys_file is not None
+        return Limiting(self.config.admission, self.routing, saturation, clock, keyed=keyed)
+
+    def _breaker_states(self) -> dict[tuple[str, ...], float]:
+        states = {e.authority: self.breakers.of(e, time.monotonic()).state for e, *_ in self.membership.engines()}
+        return {(engine, state): float(state is now) for engine, now in states.items() for state in BreakerState}
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self.following.tick()
             self.listeners.tick()
+            self.limiting.tick()
 
     async def _verify_tokenizer(self) -> None:
         while True:
@@ -131,6 +161,7 @@ class Gateway:
 
     def _fleet_changed(self, fleet: Fleet) -> None:
         self.router.adapters.learn(fleet)
+        self.limiting.tick()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -146,6 +177,7 @@ async def running(config: Config) -> AsyncIterator[Gateway]:
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         gateway = Gateway(config, session, context, engine_tls)
         stack.callback(gateway.following.close)
+        stack.push_async_callback(gateway.limiting.close)
         stack.push_async_callback(gateway.listeners.close)
         gateway.port = await gateway.listeners.start()
         failure: Exception | None = None

@@ -49,6 +49,11 @@ class Listeners:
                 engine_tls=engine_tls,
             )
 
+    def keys(self) -> Keys | None:
+        """The clients' keys that are in force; None if none are asked for."""
+        access = self.access.get("gateway")
+        return None if access is None else access.keys
+
     async def start(self) -> int:
         """Listen; the clients' port. Raises ConfigError if an address cannot be had."""
         port = await self.clients.start()

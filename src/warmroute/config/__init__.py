@@ -8,6 +8,8 @@ from warmroute.config.loading import Loaded, load
 from warmroute.config.sources import Origin, Source
 from warmroute.config.tree import (
     AdminConfig,
+    AdmissionConfig,
+    BreakerConfig,
     Config,
     EngineConfig,
     EventsConfig,
@@ -22,6 +24,8 @@ from warmroute.config.values import JointConfigError
 
 __all__ = [
     "AdminConfig",
+    "AdmissionConfig",
+    "BreakerConfig",
     "Config",
     "EngineConfig",
     "EventsConfig",

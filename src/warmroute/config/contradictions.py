@@ -74,6 +74,16 @@ def _backoff_order(config: Config, said: Said) -> Iterator[ConfigError]:
         )
 
 
+def _pause_order(config: Config, said: Said) -> Iterator[ConfigError]:
+    if config.breaker.open_s > config.breaker.open_max_s:
+        yield ConfigError(
+            "breaker.open_s",
+            f"{config.breaker.open_s:g} ({_where(said, 'breaker.open_s')}) is above breaker.open_max_s = "
+            f"{config.breaker.open_max_s:g} ({_where(said, 'breaker.open_max_s')})",
+            "Lower the first pause or raise the longest.",
+        )
+
+
 def _one_port_each(config: Config, said: Said) -> Iterator[ConfigError]:
     if config.events.port == config.events.replay_port:
         yield ConfigError(
@@ -188,6 +198,16 @@ def _certificate_and_key(config: Config, said: Said) -> Iterator[ConfigError]:
         )
 
 
+def _rates_need_keys(config: Config, said: Said) -> Iterator[ConfigError]:
+    for name in ("key_requests_per_min", "key_tokens_per_min", "redis_url"):
+        if getattr(config.admission, name) is not None and config.gateway.keys_file is None:
+            yield ConfigError(
+                f"admission.{name}",
+                f"set ({_where(said, f'admission.{name}')}), but no keys are asked for whose use it could limit",
+                "Set gateway.keys_file, or leave it out.",
+            )
+
+
 def _admin_has_its_own_port(config: Config, said: Said) -> Iterator[ConfigError]:
     if config.admin.port and config.admin.port == config.gateway.port:
         yield ConfigError(
@@ -201,9 +221,14 @@ RULES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
     (("events.enabled", "tokenizer.mode"), _tokens_for_events),
     (("tokenizer.mode", "tokenizer.path"), _local_needs_path),
     (("events.reconnect_backoff_s", "events.reconnect_backoff_max_s"), _backoff_order),
+    (("breaker.open_s", "breaker.open_max_s"), _pause_order),
     (("events.port", "events.replay_port"), _one_port_each),
     (("engines", "membership.api_key", "membership.api_key_file"), _one_key_each),
     (("tls.certificate", "tls.key", "admin.tls"), _certificate_and_key),
+    (
+        ("gateway.keys_file", "admission.key_requests_per_min", "admission.key_tokens_per_min", "admission.redis_url"),
+        _rates_need_keys,
+    ),
     (("gateway.port", "admin.port"), _admin_has_its_own_port),
     (("engines",), _distinct_engines),
     (("engines",), _distinct_sockets),

@@ -46,7 +46,9 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
-        self._sweep_s = min(_SWEEP_S, config.head_timeout_s / 4, config.keepalive_timeout_s / 4)
+        timeouts_s = (config.head_timeout_s, config.keepalive_timeout_s)
+        engine_timeouts_s = (config.first_byte_timeout_s, config.idle_timeout_s)
+        self._sweep_s = min(_SWEEP_S, *(timeout_s / 4 for timeout_s in timeouts_s + engine_timeouts_s))
 
     async def start(self) -> int:
         """Listen; the port that is listened on. Raises ConfigError if the address cannot be had."""
@@ -107,7 +109,9 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         self.now = loop.time()
         for client in list(self.clients):
-            if client.exchange is None and self.now >= client.deadline:
+            if client.exchange is not None:
+                client.exchange.sweep(self.now, self.config, paused=client.paused)
+            elif self.now >= client.deadline:
                 client.expired()
         self.pool.sweep(self.now)
         self._sweeping = loop.call_later(self._sweep_s, self._sweep)
