@@ -35,6 +35,16 @@ class ClientError(WarmrouteError):
         self.param = param
 
 
+class LimitError(WarmrouteError):
+    """A limit of the operator's: answered with `status` (429 or 503), the reason as code, and Retry-After."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
 class NoWorkerError(WarmrouteError):
     """The fleet's state: nobody can serve this request now. Answered with 503 and Retry-After."""
 

@@ -14,7 +14,7 @@ from warmroute.service.membership import Membership
 from warmroute.service.ports import Reply
 from warmroute.service.tracking import Tracking, Trail
 from warmroute.service.trust import Trusts
-from warmroute.types import Worker, WorkerId
+from warmroute.types import Endpoint, Worker, WorkerId
 
 
 class Status:
@@ -36,6 +36,8 @@ class Status:
         self._tracking = tracking
         self._clock = clock
         self.draining = False
+        self.breaker: Callable[[Endpoint], str] = lambda _: "closed"
+        """The state of an engine's breaker."""
 
     def replies(self) -> dict[str, Callable[[str], Reply]]:
         """Path -> what answers it."""
@@ -64,7 +66,7 @@ class Status:
         now = self._clock()
         workers = [self._worker(worker, now) for worker in self._membership.fleet.workers]
         engines = [
-            {"address": endpoint.url, "up": up, "problem": problem}
+            {"address": endpoint.url, "up": up, "problem": problem, "breaker": self.breaker(endpoint)}
             for endpoint, up, problem in self._membership.engines()
         ]
         return _json({"workers": workers, "engines": engines})
