@@ -68,6 +68,16 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
+def free_run(length: int) -> int:
+    """The first of so many ports in a row on the loopback that nobody listens on now."""
+    while True:
+        (first,) = free_ports(1)
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError, OverflowError):
+            for port in range(first, first + length):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
     """What kind of engine to start. The processor's attention wants block sizes that are multiples of 32."""
@@ -80,6 +90,8 @@ class EngineOptions:
     max_model_len: int = 2048
     max_num_seqs: int = 8
     topic: str = "kv-events"
+    ranks: int = 1
+    """Data-parallel ranks: each has a cache and event sockets of its own."""
     byte_hashes: bool = False
     """Publish whole digests as bytes instead of their low 64 bits as an integer."""
     arguments: Sequence[str] = ()
@@ -96,7 +108,9 @@ class VllmEngine:
     def __init__(self, options: EngineOptions, log: Path) -> None:
         self.options = options
         self.log = log
-        self.port, self.events_port, self.replay_port = free_ports(3)
+        (self.port,) = free_ports(1)
+        self.events_port = free_run(2 * options.ranks)
+        self.replay_port = self.events_port + options.ranks  # clear of the ranks' event ports
         self.url = f"http://127.0.0.1:{self.port}"
         self.events_endpoint = f"tcp://127.0.0.1:{self.events_port}"
         self.replay_endpoint = f"tcp://127.0.0.1:{self.replay_port}"
@@ -128,6 +142,7 @@ class VllmEngine:
             *("--enable-prefix-caching", "--enable-prompt-tokens-details"),
             *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
             *("--kv-events-config", json.dumps(events)),
+            *(("--data-parallel-size", str(options.ranks)) if options.ranks > 1 else ()),
             *options.arguments,
         ]
 

@@ -363,3 +363,24 @@ def test_an_adapter_loaded_from_another_path_is_predicted_by_what_that_path_left
         ],
     )
     assert (result.exact, result.misses) == (6, [])
+
+
+def test_a_full_report_is_no_other_copy(tmp_path: Path) -> None:
+    full = {"vllm_xargs": {"kv_cache_report_mode": "full"}}
+    result = judged(
+        tmp_path,
+        [
+            meta(),
+            request(1, 1.5, 1, PROMPT, 0),
+            pub(1.4, 0, stored(PROMPT)),
+            request(2, 2.5, 2, PROMPT, 8, body=full),
+            pub(2.6, 1, stored(PROMPT)),  # announced again, as it was asked for
+            pub(3, 2, removed(1, 2)),
+            request(4, 4.5, 3, PROMPT, 0),
+            pub(4.4, 3, stored(PROMPT)),
+            pub(30, 4, stored(PROMPT)),  # long after: another copy
+            pub(31, 5, removed(1, 2)),
+            request(32, 33, 4, PROMPT, 8),
+        ],
+    )
+    assert (result.exact, result.misses) == (4, [])

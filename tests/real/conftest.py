@@ -42,7 +42,12 @@ def installed() -> None:
 def engines(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     """Two engines with room for 5 kilotokens each: enough for a workload, little enough to be put under pressure."""
     logs = tmp_path_factory.mktemp("engines")
-    options = EngineOptions(model=vllm_engine.make_model(), blocks=160)
+    options = EngineOptions(
+        model=vllm_engine.make_model(),
+        blocks=160,
+        arguments=("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8"),
+        environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"},
+    )
     with vllm_engine.running([VllmEngine(options, logs / f"engine-{i}.log") for i in range(2)]) as started:
         yield started
 

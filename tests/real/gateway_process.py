@@ -61,11 +61,12 @@ class GatewayProcess:
         """Whether it serves, and knows every engine's cache."""
         with contextlib.suppress(OSError):
             self.get("/ready")
-            return len(self.workers()) == len(self.engines) and all(map(is_live, self.workers().values()))
+            expected = sum(engine.options.ranks for engine in self.engines)
+            return len(self.workers()) == expected and all(map(is_live, self.workers().values()))
         return False
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Its workers by `host:port` of their engines."""
+        """Its workers by `host:port` of their engines, with `#rank` where there are several ranks."""
         listed = self.get("/workers")
         rows = listed["workers"] if isinstance(listed, dict) else listed
         return {row["worker"]: row for row in rows}

@@ -76,12 +76,16 @@ class Client:
     async def __aexit__(self, *error: object) -> None:
         await self.http.close()
 
-    async def ask(self, path: str, body: Json) -> Answer:
-        """One request, streamed if its body says so. A stream that breaks after it began is an answer, too."""
+    async def ask(self, path: str, body: Json, **headers: str) -> Answer:
+        """One request, streamed if its body says so. A stream that breaks after it began is an answer, too.
+
+        `headers` are written with underscores.
+        """
         body = {"model": "tiny", "temperature": 0, **body}
         if body.get("stream"):
             return await self._stream(path, {**body, "stream_options": {"include_usage": True}})
-        async with self.http.post(path, json=body) as answer:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.http.post(path, json=body, headers=sent) as answer:
             raw = await answer.read()
             return Answer(answer.status, _headers(answer), json.loads(raw), raw)
 

@@ -27,6 +27,8 @@ Engines = Sequence[VllmEngine]
 
 REQUESTS = 220
 BLOCK_SIZE = 32
+BACK_S = 2.0
+"""So long after an engine's return its worker is LIVE again."""
 
 
 async def test_predictions_are_exact_and_warmer_than_round_robin(cold: Engines, tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ async def test_an_engine_is_killed_under_load_and_taken_back(gateway: GatewayPro
 
     victim.spawn()
     await asyncio.to_thread(victim.wait_ready)
-    await until(lambda: is_live(gateway.workers()[name]), "the engine is taken back", 30.0)
+    await until(lambda: is_live(gateway.workers()[name]), "the engine is taken back", BACK_S)
     assert gateway.workers()[name]["blocks"] == 0, "an index of a cache that is gone"
 
     returned = Load(gateway)

@@ -183,3 +183,17 @@ def test_a_new_fleet_is_passed_on() -> None:
     fleet = Fleet([worker()])
     stage.following.fleet_changed(fleet)
     assert stage.fleets == [fleet]
+
+
+def test_an_engine_that_is_back_is_connected_to_at_once() -> None:
+    stage = Stage()
+    source = stage.live()
+    source.disconnect()
+    stage.following.worker_restarted(ONE, None)
+    assert source.closed
+    assert len(stage.sources) == 2
+    stage.sources[-1].connect()
+    stage.sources[-1].answer([(0, STORED)])
+    assert stage.trusts[-1] == (ONE, TrustState.LIVE)
+    stage.following.worker_restarted(ONE, None)  # connected already: nothing to hurry
+    assert len(stage.sources) == 2

@@ -391,3 +391,22 @@ def test_keys_are_the_engines_own_or_the_common_one() -> None:
     assert engine_keys(Config(engines=engines)) == {A: "own"}
     assert engine_keys(Config(engines=engines, membership=MembershipConfig(api_key="all"))) == {A: "own", B: "all"}
     assert "own" not in repr(engines)
+
+
+async def test_a_refresh_while_the_facts_are_on_their_way_is_not_overlooked() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = facts(PUB)
+    async with stage.running():
+        ask = stage.api.facts
+
+        async def interrupted(endpoint: Endpoint) -> EngineFacts:
+            found = await ask(endpoint)
+            stage.api.facts = ask  # type: ignore[method-assign]
+            stage.api.known[A] = facts(PUB, models=(MODEL, ModelInfo("sql", parent="m")))
+            stage.membership.refresh(A)
+            return found
+
+        stage.api.facts = interrupted  # type: ignore[method-assign]
+        stage.membership.refresh(A)
+        await settle()
+        assert stage.membership.fleet.serving("sql")

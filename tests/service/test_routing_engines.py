@@ -9,7 +9,7 @@ from routing_stage import COMPLETIONS, PROMPT, Stage, named, worker
 
 from warmroute.errors import ClientError
 from warmroute.service.ports import Outcome
-from warmroute.types import Endpoint, Fleet, WorkerId
+from warmroute.types import Endpoint, Fleet, Trust, TrustState, WorkerId
 
 
 def test_an_adapter_that_was_loaded_from_elsewhere_is_known_at_once() -> None:
@@ -70,6 +70,7 @@ def test_the_engines_key_is_added_where_the_client_sends_none() -> None:
 
 
 def report(stage: Stage, cached: int, **more: Any) -> None:
+    stage.routing.trusts.of(WorkerId(10)).stream = Trust(TrustState.LIVE, "in sync", 0.0)
     attempt = stage.attempt(COMPLETIONS, {"model": "m", "prompt": PROMPT, **more})
     attempt.answering(200)
     attempt.finished(Outcome.COMPLETE, b'"cached_tokens":%d' % cached)

@@ -12,7 +12,7 @@ from warmroute.service.trust import RESYNC_PAUSE_S, Trusts
 from warmroute.types import Trust, TrustState, WorkerId
 
 ONE = WorkerId(1)
-HIGH, HELD = Evidence(160, 160, 0), Evidence(160, 160, 160)
+HIGH, LOW, HELD = Evidence(160, 160, 0), Evidence(0, 0, 160), Evidence(160, 160, 160)
 
 
 class Stage:
@@ -31,7 +31,7 @@ class Stage:
     def judge(self, evidence: Evidence, times: int) -> None:
         for _ in range(times):
             self.now += 1
-            self.trusts.judged(ONE, evidence)
+            self.trusts.judged(ONE, evidence, self.now)
 
 
 def test_states_are_told_as_they_change_and_reasons_keep_their_beginning(caplog: pytest.LogCaptureFixture) -> None:
@@ -83,6 +83,28 @@ def test_what_a_stream_knows_to_be_worse_is_not_covered_up() -> None:
     assert (stage.shown[-1].reason, stage.shown[-1].belief < 0.3) == ("batch 7 lost", True)
     stage.stream(TrustState.BLIND, "gone")
     assert stage.shown[-1].state is TrustState.BLIND
+
+
+@pytest.mark.parametrize(
+    ("state", "evidence", "failed"),
+    [
+        (TrustState.LIVE, LOW, 3),
+        (TrustState.LIVE, HIGH, 3),
+        (TrustState.DEGRADED, LOW, 0),
+        (TrustState.DEGRADED, HIGH, 3),
+        (TrustState.REPLAYING, HIGH, 0),
+        (TrustState.BLIND, LOW, 0),
+    ],
+)
+def test_a_view_is_held_to_what_its_stream_claims_for_it(state: TrustState, evidence: Evidence, failed: int) -> None:
+    stage = Stage()
+    stage.stream(state)
+    stage.judge(evidence, 3)
+    parity = stage.trusts.of(ONE).parity
+    assert parity.high + parity.low == failed
+    stage.stream(TrustState.LIVE)
+    stage.trusts.judged(ONE, HIGH, stage.now - 1)  # decided when it was not
+    assert parity.high + parity.low == failed
 
 
 def test_resyncs_that_do_not_help_become_rare() -> None:

@@ -170,6 +170,7 @@ class _Player:
             on_applied=lambda applied: router.applied(applied, self.now),
             on_cleared=router.forget,
             adapters=router.adapters,
+            full_reports=router.full_reports,
         )
         for worker, src in zip(self.fleet.workers, self._sockets(), strict=True):
             source = RecordedSource(self.recording, src)
@@ -240,6 +241,8 @@ class _Player:
             pinned=self._pinned(request),
         )
         decision = router.pick(pick, self.fleet, self.now)
+        if parsed.full_report:
+            router.full_reports.began(decision.worker.id)
         unannounced = router.speculation.unconfirmed(decision.worker.id)
         for other in self.running.values():
             other.concurrent = True
@@ -256,6 +259,8 @@ class _Player:
         if running is None:
             self.judged.unjudged += 1
             return
+        if running.asked.full_report:
+            router.full_reports.ended(running.decision.worker.id, self.now)
         router.prefilled(running.decision, self.now)
         router.release(running.decision, self.now, served=True)
         predicted, reported = running.decision.predicted_tokens, request.reported_tokens

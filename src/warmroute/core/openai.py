@@ -42,6 +42,8 @@ class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     skips_cache_read: bool = False
     """True if the engine will not read its cache for this request (`prompt_logprobs`): prediction is 0."""
+    full_report: bool = False
+    """Whether the engine is asked to announce again what it reuses (`kv_cache_report_mode`)."""
     max_tokens: int | None = None
     multimodal: bool = False
     """True if a message has parts that are not text: their blocks carry extra keys we cannot compute."""
@@ -81,6 +83,7 @@ class Fields(msgspec.Struct, frozen=True, gc=False):
     prompt_logprobs: Raw = _ABSENT
     max_tokens: Raw = _ABSENT
     max_completion_tokens: Raw = _ABSENT
+    vllm_xargs: Raw = _ABSENT
 
 
 class _Adapter(msgspec.Struct, frozen=True, gc=False):
@@ -133,6 +136,7 @@ def parse(path: str, body: bytes) -> RoutingRequest:
         stream=flag(fields.stream),
         n=max(1, _integer(fields.n) or 1),
         skips_cache_read=_skips_cache_read(fields, chat),
+        full_report=_full_report(fields),
         max_tokens=_max_tokens(fields, chat),
         multimodal=multimodal,
         opaque=opaque,
@@ -303,6 +307,11 @@ def _skips_cache_read(fields: Fields, chat: bool) -> bool:
     if given(fields.prompt_logprobs) is not None:
         return True
     return flag(fields.echo) and (chat or given(fields.logprobs) is not None)
+
+
+def _full_report(fields: Fields) -> bool:
+    arguments = _value(fields.vllm_xargs)
+    return isinstance(arguments, dict) and arguments.get("kv_cache_report_mode") == "full"
 
 
 def _max_tokens(fields: Fields, chat: bool) -> int | None:

@@ -16,6 +16,7 @@ import msgspec
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.adapters import Adapters
 from warmroute.core.dice import Dice
+from warmroute.core.full_reports import FullReports
 from warmroute.core.hashing import prefix_hash_array
 from warmroute.core.index.contract import PrefixIndex
 from warmroute.core.lanes import Held, Lanes
@@ -199,6 +200,7 @@ class Router:
         self.index = index
         self.load = LoadTable(RateTable(config.prefill_tokens_per_s))
         self.speculation = Speculation()
+        self.full_reports = FullReports()
         self.config = config
         ours = LeastWork(config)
         self.policy: Policy = (policy or make_policy(config.policy, config)) or ours

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from warmroute.config.tree import EventsConfig
 from warmroute.core.router import Router
+from warmroute.core.stream_states import State
 from warmroute.errors import ConfigError
 from warmroute.service.ingest import Clock, Ingest, WorkerStream
 from warmroute.service.ports import EventAddress, EventSourceFactory
@@ -44,8 +45,10 @@ class Following:
             on_applied=self._applied,
             on_cleared=router.forget,
             adapters=router.adapters,
+            full_reports=router.full_reports,
         )
         self._names: dict[WorkerId, str] = {}
+        self._addresses: dict[WorkerId, EventAddress] = {}
 
     def worker_added(self, worker: Worker, address: EventAddress | None) -> None:
         """Follow a worker, if it publishes."""
@@ -60,10 +63,12 @@ class Following:
             self._trusted(worker.id, Trust(TrustState.BLIND, str(error), self._clock()))
             return
         self.streams[worker.id] = stream
+        self._addresses[worker.id] = address
 
     def worker_removed(self, worker: WorkerId) -> None:
         """Forget a worker and free what it held."""
         stream = self.streams.pop(worker, None)
+        self._addresses.pop(worker, None)
         if stream is not None:
             stream.retire()
         self._router.index.drop(worker)
@@ -74,8 +79,11 @@ class Following:
     def worker_restarted(self, worker: WorkerId, process_start: float | None) -> None:
         """The engine is another process: what it held is gone."""
         self._router.forget(worker)  # also of a worker without a stream
-        if worker in self.streams:
-            self.streams[worker].restarted(process_start)
+        stream = self.streams.get(worker)
+        if stream is not None:
+            stream.restarted(process_start)
+            if stream.state is State.CONNECTING:  # its socket may pause for long before it tries again
+                stream.start(self._sources(self._addresses[worker]))
 
     def fleet_changed(self, fleet: Fleet) -> None:
         """Pass the new fleet on."""

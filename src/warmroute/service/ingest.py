@@ -18,6 +18,7 @@ import msgspec
 
 from warmroute.config.tree import EventsConfig
 from warmroute.core.adapters import Adapters
+from warmroute.core.full_reports import FullReports, repeats
 from warmroute.core.index.contract import ApplyReport, PrefixIndex
 from warmroute.core.stream import Stream
 from warmroute.core.stream_states import Apply, Count, Effect, EndReplay, Purge, Replay, SetTrust, State
@@ -54,6 +55,8 @@ class IngestCounts:
     """How often everything known of the worker was forgotten."""
     unknown_media: int = 0
     """Events on a medium that no dialect knows."""
+    repeated: int = 0
+    """Blocks announced again by a full report, without another copy: not counted."""
     rank_mismatches: int = 0
     """Batches that named another data-parallel rank than the socket they came on stands for."""
     applied: ApplyReport = field(default_factory=ApplyReport)
@@ -82,6 +85,8 @@ class Ingest:
     """Called after each batch that was applied."""
     on_cleared: OnApplied = lambda _worker: None
     """Called when all that was known of a worker's cache has been forgotten."""
+    full_reports: FullReports = field(default_factory=FullReports)
+    """Which workers may be announcing what they hold already."""
     adapters: Adapters = field(default_factory=Adapters)
     """Under which keys blocks of LoRA adapters are to be kept."""
 
@@ -141,11 +146,14 @@ class WorkerStream:
             "purges": counts.purges,
             "rejected": dict(counts.rejected),
             "unknown_media": counts.unknown_media,
+            "repeated": counts.repeated,
             "rank_mismatches": counts.rank_mismatches,
         } | dict(counts.stream)
 
     def start(self, source: EventSource) -> None:
-        """Follow `source` from now on; it is closed by `retire`."""
+        """Follow `source` from now on, instead of the one before; it is closed by `retire`."""
+        if self._source is not None:
+            self._source.close()
         self._source = source
         source.start(self)
 
@@ -220,7 +228,7 @@ class WorkerStream:
         self._perform(self._stream.replay_failed(reason, self._clock()))
 
     def _decode(self, payload: bytes | memoryview) -> Batch:
-        by_event = self._arrays is None or self._ingest.adapters.renames(self.worker)
+        by_event = self._arrays is None or self._ingest.adapters.renames(self.worker) or self._may_repeat()
         batch = None if by_event else decode_natively(payload)
         return decode_batch(payload) if batch is None else batch
 
@@ -301,11 +309,17 @@ class WorkerStream:
         if isinstance(event, BlockStored):
             if event.lora is not None and (key := self._ingest.adapters.key(self.worker, event.lora)) != event.lora:
                 event = msgspec.structs.replace(event, lora=key)
+            if self._may_repeat() and repeats(event, self.worker, self._index):
+                self.counts.repeated += len(event.block_hashes)
+                return
             self._index.store(self.worker, event, self.counts.applied)
         elif isinstance(event, BlockRemoved):
             self._index.remove(self.worker, event, self.counts.applied)
         else:
             self._clear()
+
+    def _may_repeat(self) -> bool:
+        return self._ingest.full_reports.expected(self.worker, self._clock())
 
     def _clear(self) -> None:
         self._index.clear(self.worker, self.counts.applied)

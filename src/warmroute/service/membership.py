@@ -167,13 +167,14 @@ class Membership:
         engine.facts_due -= 1
         if engine.up and engine.facts_due >= 0 and not engine.asleep:  # it may be woken past us
             return
+        engine.facts_due = FACTS_EVERY  # now, so that a refresh meanwhile is not overlooked
         try:
             facts = await self._api.facts(engine.endpoint)
         except EngineError as error:
+            engine.facts_due = 0
             if not engine.up:
                 self._down(engine, str(error))
             return  # it is healthy and was known before: what is known still holds
-        engine.facts_due = FACTS_EVERY
         self._adopt(engine, facts)
 
     async def _read_counters(self, engine: _Engine) -> None:

@@ -144,6 +144,8 @@ class Routing:
         reported = _CACHED_TOKENS.findall(tail)
         served = _computed(trail.status)
         self.trusts.ended(worker.id, trail.number, served=served, reported=bool(reported))
+        if attempt.job.full_report:
+            self.router.full_reports.ended(worker.id, self._clock())
         if reported:
             self.tracking.reported(trail, int(reported[-1]))
             self._judge(attempt.job, trail, int(reported[-1]))
@@ -171,7 +173,7 @@ class Routing:
         removed = self.removed_blocks(decision.worker.id) - trail.removed_before
         if 0 < confirmed - reported <= removed * block_size:
             confirmed = reported  # it may have been evicted between the decision and the engine's own look
-        self.trusts.judged(decision.worker.id, Evidence(confirmed, decision.overlap_tokens, reported))
+        self.trusts.judged(decision.worker.id, Evidence(confirmed, decision.overlap_tokens, reported), decision.at)
 
     def _acted(self, job: Job, worker: Worker, tail: bytes) -> None:
         """An engine did what was asked: take it for known before it is announced."""
@@ -259,6 +261,7 @@ class Routing:
             request_id=self._request_id(head),
             path=request.path,
             no_tokens_reason=no_tokens_reason,
+            full_report=request.full_report,
             plain=request.n == 1 and request.prompts == 1,
             authorize=head.header(b"authorization") is None,
         )
@@ -286,6 +289,8 @@ class Routing:
             removed_before=self.removed_blocks(worker),
         )
         self.tracking.decided(trail)
+        if job.full_report:
+            self.router.full_reports.began(worker)
         if job.path in PREFIX_ROUTED:
             self.trusts.began(worker, trail.number, _bounds(job, decision))
         return Attempt(self, job, trail, self._headers(job, decision))

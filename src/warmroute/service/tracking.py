@@ -112,6 +112,8 @@ class Job(msgspec.Struct, frozen=True):
     no_tokens_reason: str | None = None
     plain: bool = True
     """Whether the engine's report is of this one prompt and answer: not so of several."""
+    full_report: bool = False
+    """Whether the engine was asked to announce again what it reuses."""
     adapter: tuple[str | None, str | None] = (None, None)
     """Name and path of the adapter that is loaded or unloaded."""
     authorize: bool = True

@@ -26,6 +26,7 @@ RESYNC_PAUSE_S = 30.0
 """First pause before a worker whose predictions still fail is resynchronised again; doubled each time."""
 RESYNC_PAUSE_MAX_S = 1800.0
 
+_JUDGED = frozenset({TrustState.LIVE, TrustState.DEGRADED})
 _BELIEVED = frozenset({TrustState.LIVE, TrustState.REPLAYING})
 _BELIEF_STEP = 0.1
 """Smaller changes of belief are not worth a new fleet."""
@@ -34,13 +35,14 @@ _BELIEF_STEP = 0.1
 class WorkerTrust:
     """One worker's: only `Trusts` changes it."""
 
-    __slots__ = ("counters", "parity", "pause_s", "resync_at", "resyncs", "shown", "stream")
+    __slots__ = ("counted_at", "counters", "parity", "pause_s", "resync_at", "resyncs", "shown", "stream")
 
     def __init__(self, stream: Trust) -> None:
         self.stream = stream
         self.shown = stream
         self.parity = Parity()
         self.counters = CounterWindow()
+        self.counted_at = 0.0
         self.resyncs = 0
         self.resync_at = float("-inf")
         self.pause_s = RESYNC_PAUSE_S
@@ -88,9 +90,18 @@ class Trusts:
         own.stream = trust
         self._show(worker, own)
 
-    def judged(self, worker: WorkerId, evidence: Evidence) -> None:
-        """What an engine reported of a request that had been predicted."""
+    def judged(self, worker: WorkerId, evidence: Evidence, decided_at: float) -> None:
+        """What an engine reported of a request that had been predicted at `decided_at`.
+
+        Not judged is what a view predicts that is being rebuilt, or was when it was asked; nor, of a view that is known
+        to be incomplete, that there was more.
+        """
         own = self.of(worker)
+        stream = own.stream
+        if stream.state not in _JUDGED or stream.since > decided_at:
+            return
+        if stream.state is not TrustState.LIVE:
+            evidence = Evidence(evidence.at_least, max(evidence.at_most, evidence.reported), evidence.reported)
         failed = own.parity.judge(evidence)
         alarm, now = own.parity.alarm, self._clock()
         if alarm is None:
@@ -125,8 +136,9 @@ class Trusts:
         """The engine's counters, asked for at that time of our clock."""
         own = self.of(worker)
         evidence = own.counters.read(asked_at, counters.queries, counters.hits)
+        began_at, own.counted_at = own.counted_at, asked_at
         if evidence is not None:
-            self.judged(worker, evidence)
+            self.judged(worker, evidence, began_at)
 
     def forget(self, worker: WorkerId) -> None:
         """The worker is gone."""

@@ -117,6 +117,6 @@ def test_own_errors_have_openais_form() -> None:
     assert made != dict(error_reply(400, "none").headers)[b"x-request-id"]
     assert reply_bytes(reply, close=True) == (
         b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 82\r\n"
-        b'X-Request-Id: r1\r\nRetry-After: 1\r\nConnection: close\r\n\r\n{"error":{"message":"none","type":"server_error",'
-        b'"param":null,"code":"no_worker"}}'
+        b"X-Request-Id: r1\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+        b'{"error":{"message":"none","type":"server_error","param":null,"code":"no_worker"}}'
     )
