@@ -104,10 +104,12 @@ def _get(url: str, path: str) -> dict[str, Any]:
 def _http(url: str, method: str, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
     parts = urlsplit(url)
     make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = make(parts.hostname or "", parts.port, timeout=300)
     try:
-        connection = make(parts.hostname or "", parts.port, timeout=300)
         connection.request(method, path, body, {"content-type": "application/json"} if body else {})
         response = connection.getresponse()
         return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
     except OSError as error:
         raise ExplainError(f"no gateway answers at {url}: {error}") from error
+    finally:
+        connection.close()
