@@ -82,7 +82,12 @@ class Gateway:
         metrics.count("access_refused", "Requests not let in", ("listener", "reason"), self.listeners.refused)
         metrics.count("file_reloads", "Changed files read again", ("files", "result"), self.listeners.reloads)
         metrics.count("admission", "What the limits did", ("event",), self.limiting.counts)
-        metrics.gauge("admission_requests", "Requests inside and waiting", ("state",), self.limiting.numbers)
+        metrics.gauge(
+            "admission_requests",
+            "Requests inside and waiting, and buckets that are not full",
+            ("state",),
+            self.limiting.numbers,
+        )
         metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
         metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
         self.status.breaker = lambda endpoint: self.breakers.of(endpoint, clock()).state

@@ -105,7 +105,7 @@ class Candidates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         picked = {
             name: [value[i] for i in kept]
             for name in self.__struct_fields__
-            if isinstance(value := getattr(self, name), list)
+            if name not in ("token_ids", "chain") and isinstance(value := getattr(self, name), list)
         }
         workers = tuple(self.workers[i] for i in kept)
         return msgspec.structs.replace(self, **(picked | {"workers": workers, "token_ids": None, "chain": ()}))

@@ -279,7 +279,7 @@ class Exchange:
         out = response_bytes(head, self._dispatch.response_headers, chunked=chunked and http11, close=self._close)
         if len(data) == head.length and framing in _SIZED:  # nearly every answer that is no stream
             transport.write(out + data)
-            self._dispatch.answering(head.status)
+            self._answering(head.status)
             self._complete(data[-_TAIL_BYTES:])
             return
         self._status, self._held = head.status, out
@@ -290,10 +290,17 @@ class Exchange:
             self._on_first_byte(data)
 
     def _on_first_byte(self, data: bytes) -> None:
-        self._dispatch.answering(self._status)
+        self._answering(self._status)
         self._send_head()
         self._engine.receive = self._on_body
         self._on_body(data)
+
+    def _answering(self, status: int) -> None:
+        try:
+            self._dispatch.answering(status)
+        except Exception as error:  # the answer goes on: it is the client's
+            self._plane.counts.service_failures += 1
+            self._log_failure(error, b"at its first byte")
 
     def _send_head(self) -> None:
         if self._held is not None:
