@@ -193,7 +193,7 @@ class NodeTable {
     template <class HashOf>
     void insert(std::uint64_t hash, Node node, HashOf hash_of) {
         if (size_ + 1 > chunk_count_ * slots_filled && !(chunk_count_ == 1 && size_ < slots)) {
-            resize(std::max<std::size_t>(chunk_count_ * 2, 1), hash_of);
+            resize(std::max<std::size_t>(chunk_count_ < 256 ? chunk_count_ * 4 : chunk_count_ * 2, 1), hash_of);
         }
         place(hash, node);
         ++size_;
