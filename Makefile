@@ -10,7 +10,7 @@ NATIVE := CMakeLists.txt $(wildcard native/*)
 
 SEEDS ?= 10000
 
-.PHONY: demo test test-fast sim lint format bench bench-http bench-index bench-vllm fuzz differential vllm clean help
+.PHONY: demo test test-fast sim lint format bench bench-http bench-index bench-vllm bench-routing fuzz differential vllm clean help
 
 help:
 	@echo "make demo     three simulated engines, the gateway, traffic, and why each request went where it went"
@@ -19,6 +19,7 @@ help:
 	@echo "make sim      10,000 seeds of the event plane's simulation; SEED=17 runs one and tells what happened if it fails"
 	@echo "make lint     ruff, mypy --strict, import contracts"
 	@echo "make bench    benchmarks beside their peers; make bench-http, make bench-index TRACE=FILE for one of them"
+	@echo "make bench-routing TRACE=FILE  policies against each other on simulated clusters"
 	@echo "make bench-vllm  policies against each other on real vLLM"
 	@echo "make fuzz     100 million almost right bytes for the decoders of events, then the native core, SECONDS=60 each way"
 	@echo "make differential  OPERATIONS=1000000 to the native index and its reference: every answer must be equal"
@@ -63,6 +64,9 @@ sim: $(VENV)/.installed
 	$(BIN)/python scripts/sim/run.py $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 bench: bench-http bench-index
+
+bench-routing: $(VENV)/.dev
+	$(BIN)/python benchmarks/routing/run.py $(if $(TRACE),--trace $(TRACE))
 
 bench-vllm: $(VENV)/.dev vllm
 	$(BIN)/python benchmarks/vllm/run.py

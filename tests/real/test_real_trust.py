@@ -81,7 +81,7 @@ async def test_adapters_loaded_unloaded_and_pointed_elsewhere(gateway: GatewayPr
         async def load(place: str) -> None:
             body: Json = {"lora_name": "sql", "lora_path": place}
             async with client.http.post(
-                "/v1/load_lora_adapter", json=body, headers={"x-warmroute-pin": worker}
+                "/v1/load_lora_adapter", json=body, headers={"x-warmroute-worker": worker}
             ) as answer:
                 assert answer.status == 200, await answer.text()
             await asyncio.to_thread(
@@ -89,7 +89,7 @@ async def test_adapters_loaded_unloaded_and_pointed_elsewhere(gateway: GatewayPr
             )
 
         async def unload() -> None:
-            headers = {"x-warmroute-pin": worker}
+            headers = {"x-warmroute-worker": worker}
             async with client.http.post(
                 "/v1/unload_lora_adapter", json={"lora_name": "sql"}, headers=headers
             ) as answer:
