@@ -201,6 +201,13 @@ def test_only_posts_stand_at_the_gate() -> None:
     assert not isinstance(stage.send(method=b"GET"), Admitted)
 
 
+def test_without_any_limit_nothing_is_held() -> None:
+    stage = Stage()
+    assert not isinstance(stage.send(key="carol"), Admitted)
+    assert isinstance(stage.send(key="alice"), Admitted)
+    assert stage.gate.inside == 1
+
+
 # What the inner service does
 
 
@@ -265,7 +272,7 @@ def test_a_keys_requests_are_limited() -> None:
     error = refusal(stage, key="alice")
     assert (error.status, error.reason, error.retry_after_s) == (429, "rate_limit_exceeded", 30.0)
     assert "2 requests per minute" in str(error)
-    stage.served(key="carol").finished(Outcome.COMPLETE)
+    assert not isinstance(stage.send(key="carol"), Awaitable)
     stage.now = 30.0
     stage.served(key="alice").finished(Outcome.COMPLETE)
     assert stage.idle()

@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 import zmq
 
+from warmroute.app.listeners import tls_to_engines
 from warmroute.config.tree import Config, EngineConfig
 from warmroute.edge.engine_api import HttpEngineApi
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
@@ -206,7 +207,8 @@ async def examine(config: Config, engines: Sequence[EngineConfig], *, send_reque
     async with AsyncExitStack() as stack:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.term)
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        connector = aiohttp.TCPConnector(ssl=tls_to_engines(replace(config, engines=tuple(engines))) or True)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         sources = zmq_event_sources(context, config.events)
         doctor = Doctor(config, session, sources, _local_tokenizer(config), send_request=send_request)
         return list(await asyncio.gather(*map(doctor.see, engines)))

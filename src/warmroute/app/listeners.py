@@ -47,6 +47,7 @@ class Listeners:
                 guard=self._access("admin", config.admin.keys_file),
                 tls=tls if config.admin.tls else None,
                 engine_tls=engine_tls,
+                counts=self.clients.counts,  # what happens on connections is counted once for all
             )
 
     def keys(self) -> Keys | None:

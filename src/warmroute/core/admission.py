@@ -90,6 +90,11 @@ class Gate:
         return len(self._waiting)
 
     @property
+    def stands_open(self) -> bool:
+        """Whether it lets in everybody at once, so that nobody need stand at it."""
+        return self.limits.requests_max is None and not self.by_models
+
+    @property
     def by_models(self) -> bool:
         """Whether it makes a difference to it which model a request is for."""
         return bool(self.limits.models) or self._engine_room is not None

@@ -9,7 +9,8 @@
 A failure is a connection that was refused, broke or timed out, or an answer of 500 and more; a 4xx is a success: the
 engine did its work. What was sent before the breaker's last change says nothing of the engine's state after it.
 
-Invariant: an engine that has not failed since its last complete answer has no entry, so all is well at no cost.
+Invariant: an engine that has not failed since its last complete answer has no entry, so while all is well there is
+nothing to look up.
 """
 
 from __future__ import annotations
@@ -72,20 +73,20 @@ class Breakers:
 
     def sent(self, endpoint: Endpoint, now: float) -> None:
         """A request was sent there; half open, it is the one that tries the engine."""
-        breaker = self._breakers.get(endpoint)
+        breaker = self._breakers.get(endpoint) if self._breakers else None
         if breaker is not None and breaker.state is BreakerState.HALF_OPEN:
             breaker.probed_at = now
 
     def began(self, endpoint: Endpoint, sent_at: float, now: float) -> None:
         """An answer that is no failure begins: the engine works again, whatever becomes of this answer."""
-        breaker = self._breakers.get(endpoint)
+        breaker = self._breakers.get(endpoint) if self._breakers else None
         if breaker is not None and breaker.state is not BreakerState.CLOSED and sent_at >= breaker.since:
             breaker.failures = self._config.failures_max - 1
             _enter(breaker, BreakerState.CLOSED, now)
 
     def succeeded(self, endpoint: Endpoint, sent_at: float) -> None:
         """An answer was complete."""
-        breaker = self._breakers.get(endpoint)
+        breaker = self._breakers.get(endpoint) if self._breakers else None
         if breaker is not None and sent_at >= breaker.since:
             del self._breakers[endpoint]
 
@@ -106,7 +107,7 @@ class Breakers:
 
     def gave_up(self, endpoint: Endpoint, sent_at: float) -> None:
         """The client left: what was sent to try the engine said nothing."""
-        breaker = self._breakers.get(endpoint)
+        breaker = self._breakers.get(endpoint) if self._breakers else None
         if breaker is not None and breaker.probed_at == sent_at:
             breaker.probed_at = None
 

@@ -129,6 +129,8 @@ class Admission:
         model = openai.model_of(body) if self._by_model else None
         self._check_size(model, body)
         charges = self._charges(request)
+        if not charges and self.gate.stands_open:
+            return self._inner.dispatch(head, body)
         wait_s = self._rates.take(charges) if charges else 0.0
         if isinstance(wait_s, float):
             self._check_rate(wait_s, charges)

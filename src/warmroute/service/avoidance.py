@@ -16,6 +16,8 @@ from warmroute.types import Fleet, WorkerId
 Avoided: TypeAlias = Callable[[float], frozenset[WorkerId]]
 """The workers to leave out at a moment; empty nearly always."""
 
+_NOBODY: frozenset[WorkerId] = frozenset()
+
 
 class Saturation:
     """Which workers have as many requests as they may."""
@@ -42,7 +44,8 @@ def shut_workers(breakers: Breakers, fleet: Callable[[], Fleet]) -> Avoided:
     """The workers of engines whose breaker is open."""
 
     def avoided(now: float) -> frozenset[WorkerId]:
-        shut = breakers.shut(now) if len(breakers) else ()
-        return frozenset(worker.id for worker in fleet().workers if worker.endpoint in shut) if shut else frozenset()
+        if not len(breakers) or not (shut := breakers.shut(now)):
+            return _NOBODY
+        return frozenset(worker.id for worker in fleet().workers if worker.endpoint in shut)
 
     return avoided

@@ -47,6 +47,7 @@ RANK_HEADER = b"x-data-parallel-rank"
 WORKER_HEADER = b"x-warmroute-worker"
 """Ours: the client wants this worker, by the name that `/workers` and the same header of an answer give it."""
 
+_NOBODY: frozenset[WorkerId] = frozenset()
 SERVER_ERROR = 500
 """Statuses from here on are the engine's failures."""
 
@@ -321,7 +322,9 @@ class Routing:
 
     def _pick(self, pick: PickRequest) -> Decision:
         fleet, now = self._membership.fleet, self._clock()
-        avoided: frozenset[WorkerId] = frozenset().union(*(avoided(now) for avoided in self.avoidances))
+        avoided = _NOBODY
+        for avoidance in self.avoidances:
+            avoided |= avoidance(now)
         if avoided:
             elsewhere = msgspec.structs.replace(pick, exclude=pick.exclude | avoided)
             try:

@@ -133,6 +133,15 @@ async def test_plain_text_on_a_tls_port_is_nobodys_request(world: World, tmp_pat
     assert (engine.connections, server.counts.requests) == (0, 0)
 
 
+async def test_a_handshake_that_does_not_come_has_an_end(world: World, tmp_path: Path) -> None:
+    pair = Authority(tmp_path).sign("one")
+    config = GatewayConfig(port=0, head_timeout_s=0.05)
+    server = HttpServer(StaticService([Endpoint("127.0.0.1", 9)]), config, tls=ServerTls(*pair).context)
+    client = await world.client(await listening(world, server))
+    assert await client.rest() == b""
+    assert server.counts.clients == 0
+
+
 async def test_a_new_certificate_is_for_new_connections(world: World, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pair, other = authority.sign("one"), authority.sign("two")

@@ -35,9 +35,10 @@ class HttpServer:
         guard: Guard | None = None,
         tls: ssl.SSLContext | None = None,
         engine_tls: ssl.SSLContext | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self.config = config
-        self.counts = Counts()
+        self.counts = Counts() if counts is None else counts
         self.pool = EnginePool(config.connect_timeout_s, self.counts, engine_tls)
         self.plane = Plane(service, self.pool, self.counts, guard)
         self._tls = tls
