@@ -35,6 +35,16 @@ class ClientError(WarmrouteError):
         self.param = param
 
 
+class LimitError(WarmrouteError):
+    """A limit of the operator's: answered with `status` (429 or 503), the reason as code, and Retry-After."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
 class NoWorkerError(WarmrouteError):
     """The fleet's state: nobody can serve this request now. Answered with 503 and Retry-After."""
 
@@ -66,6 +76,14 @@ class TokenizeError(WarmrouteError):
 
 class RecordingError(WarmrouteError):
     """The user's fault: a recording cannot be read. The message names the file, the line and the problem."""
+
+
+class SimulationError(WarmrouteError):
+    """The user's fault: what is to be simulated cannot be, or a trace cannot be read. The message names the problem."""
+
+
+class ExplainError(WarmrouteError):
+    """A decision cannot be had from the gateway that was named. The message says what it answered."""
 
 
 class IndexCorruptionError(WarmrouteError):

@@ -256,14 +256,14 @@ def test_errors_show_neither_passwords_nor_novels() -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([1], "w.yaml: a list is not a mapping of sections. Its sections are engines, gateway, events, tokenizer,"),
+        ([1], "w.yaml: a list is not a mapping of sections. Its sections are engines, gateway, admin, tls, admission,"),
         ("text", "w.yaml: 'text' is not a mapping"),
         ({"gatewy": {}}, "gatewy: unknown setting (file w.yaml). Did you mean gateway? Known here: engines, gateway,"),
         (
             {"events": {"prot": 1}},
             "events.prot: unknown setting (file w.yaml). Did you mean events.port? Known here: enabled,",
         ),
-        ({"port": 1}, "port: unknown setting (file w.yaml). Did you mean gateway.port or events.port?"),
+        ({"port": 1}, "port: unknown setting (file w.yaml). Did you mean gateway.port or admin.port or events.port?"),
         ({"gateway": {"mode": 1}}, "gateway.mode: unknown setting (file w.yaml). Did you mean tokenizer.mode?"),
         ({"zzz": 1}, "zzz: unknown setting (file w.yaml). Known here: engines,"),
         ({7: 1}, "7: unknown setting"),

@@ -277,3 +277,9 @@ async def test_a_chat_with_an_image_is_routed_by_load(stack: Stack) -> None:
     assert "text only" in answer.error["message"]
     decision = (await stack.client.get(f"/decisions/{answer.request_id}")).body
     assert (decision["reason"], decision["no_tokens_reason"]) == ("no_tokens", "multimodal")
+
+
+async def test_a_prompt_with_fewer_tokens_than_there_are_workers(stack: Stack) -> None:
+    for stream in (False, True):
+        assert (await stack.client.ask(prompt=[7], stream=stream)).status == 200
+    assert stack.gateway.server.counts.service_failures == 0

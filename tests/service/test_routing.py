@@ -112,7 +112,7 @@ def test_own_pages_are_answered_locally_and_only_to_readers() -> None:
     )
     for target, method, expected in (
         (b"/health", b"GET", Reply(200, b"/health")),
-        (b"/health?verbose=1", b"HEAD", Reply(200, b"/health")),
+        (b"/health?verbose=1", b"HEAD", Reply(200, b"/health?verbose=1")),
         (b"/decisions/abc", b"GET", Reply(201, b"/decisions/abc")),
     ):
         assert stage.send(target, None, method) == expected

@@ -168,8 +168,11 @@ def test_a_decision_is_explained() -> None:
             "claimed_tokens": 0,
             "predicted_tokens": 32,
             "reported_tokens": None,
+            "expected_s": pytest.approx(0.021),
+            "first_byte_s": None,
             "outcome": None,
             "status": None,
+            "left_out": 0,
         },
     )
     assert [(c["worker"], c["chosen"], c["overlap_tokens"]) for c in candidates] == [

@@ -10,23 +10,27 @@ import asyncio
 import gc
 import logging
 import signal
+import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 import uvloop
 import zmq
 
+from warmroute.app.limiting import Limiting
+from warmroute.app.listeners import Listeners, tls_to_engines
 from warmroute.app.own_policy import load_policy
 from warmroute.config.tree import Config
+from warmroute.core.breaker import Breakers, BreakerState
 from warmroute.core.index import make_index
 from warmroute.core.router import Router
 from warmroute.edge.engine_api import HttpEngineApi
-from warmroute.edge.http.server import HttpServer
 from warmroute.edge.metrics import Metrics
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
 from warmroute.edge.zmq import zmq_event_sources
+from warmroute.service.avoidance import Saturation, shut_workers
 from warmroute.service.following import Following
 from warmroute.service.membership import Membership, engine_keys
 from warmroute.service.ports import Tokenizer
@@ -45,7 +49,13 @@ GC_THRESHOLDS = (50_000, 20, 100)
 class Gateway:
     """The running gateway, as far as its owner needs it."""
 
-    def __init__(self, config: Config, session: aiohttp.ClientSession, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        session: aiohttp.ClientSession,
+        context: zmq.Context[zmq.Socket[bytes]],
+        engine_tls: ssl.SSLContext | None = None,
+    ) -> None:
         clock = time.monotonic
         self.config = config
         index = make_index(config.events.orphan_blocks_max, config.events.blocks_max)
@@ -57,12 +67,30 @@ class Gateway:
         self.membership = Membership(config, api, self.following, clock)
         remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s, keys)
         self.tokens = Tokens(config.tokenizer, clock, _local_tokenizer(config), remote)
+        self.breakers = Breakers(config.breaker)
         self.routing = Routing(self.router, self.membership, self.tokens, config.gateway, clock)
+        self.routing.breakers = self.breakers
+        self.routing.avoidances.append(shut_workers(self.breakers, self._fleet))
         self.trusts = self.routing.trusts
-        self.server = HttpServer(self.routing, config.gateway)
+        self.limiting = self._limiting(clock)
+        self.listeners = Listeners(config, engine_tls, clients=self.limiting.service, operators=self.routing)
+        self.limiting.ask_for_keys(self.listeners.keys)
+        self.server = self.listeners.clients
         streams = self.following.streams
         self.status = Status(self.router, self.membership, streams, self.trusts, self.routing.tracking, clock)
         metrics = Metrics(self.routing, self.membership, streams, self.tokens, self.server.counts, clock)
+        metrics.count("access_refused", "Requests not let in", ("listener", "reason"), self.listeners.refused)
+        metrics.count("file_reloads", "Changed files read again", ("files", "result"), self.listeners.reloads)
+        metrics.count("admission", "What the limits did", ("event",), self.limiting.counts)
+        metrics.gauge(
+            "admission_requests",
+            "Requests inside and waiting, and buckets that are not full",
+            ("state",),
+            self.limiting.numbers,
+        )
+        metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
+        metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
+        self.status.breaker = lambda endpoint: self.breakers.of(endpoint, clock()).state
         self.routing.answer_locally(self.status.replies() | {"/metrics": metrics.reply})
         self.routing.on_reset = self.following.cleared
         self.routing.removed_blocks = self.following.removed_blocks
@@ -80,7 +108,13 @@ class Gateway:
     @property
     def url(self) -> str:
         """Where clients reach it."""
-        return f"http://{self.config.gateway.host}:{self.port}"
+        return _url(self.config.gateway.host, self.port, tls=self.config.tls.certificate is not None)
+
+    @property
+    def admin_url(self) -> str | None:
+        """Where operators reach it, if not there too."""
+        port = self.listeners.admin_port
+        return None if port is None else _url(self.config.admin.host, port, tls=self.config.admin.tls)
 
     async def run(self) -> None:
         """Watch engines, follow events, compare tokenizers, until cancelled."""
@@ -98,10 +132,27 @@ class Gateway:
                 return
             await self._changed.wait()
 
+    def _fleet(self) -> Fleet:
+        return self.membership.fleet
+
+    def _limiting(self, clock: Callable[[], float]) -> Limiting:
+        most, saturation = self.config.admission.worker_requests_max, None
+        if most is not None:
+            saturation = Saturation(self.router.load, self._fleet, clock, most)
+            self.routing.avoidances.append(saturation.avoided)
+        keyed = self.config.gateway.keys_file is not None
+        return Limiting(self.config.admission, self.routing, saturation, clock, keyed=keyed)
+
+    def _breaker_states(self) -> dict[tuple[str, ...], float]:
+        states = {e.authority: self.breakers.of(e, time.monotonic()).state for e, *_ in self.membership.engines()}
+        return {(engine, state): float(state is now) for engine, now in states.items() for state in BreakerState}
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self.following.tick()
+            self.listeners.tick()
+            self.limiting.tick()
 
     async def _verify_tokenizer(self) -> None:
         while True:
@@ -115,6 +166,7 @@ class Gateway:
 
     def _fleet_changed(self, fleet: Fleet) -> None:
         self.router.adapters.learn(fleet)
+        self.limiting.tick()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -125,11 +177,14 @@ async def running(config: Config) -> AsyncIterator[Gateway]:
     async with AsyncExitStack() as stack:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.term)
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        gateway = Gateway(config, session, context)
+        engine_tls = tls_to_engines(config)
+        connector = aiohttp.TCPConnector(ssl=engine_tls or True)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+        gateway = Gateway(config, session, context, engine_tls)
         stack.callback(gateway.following.close)
-        gateway.port = await gateway.server.start()
-        stack.push_async_callback(gateway.server.close)
+        stack.push_async_callback(gateway.limiting.close)
+        stack.push_async_callback(gateway.listeners.close)
+        gateway.port = await gateway.listeners.start()
         failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:  # so that a failure in the background ends the gateway, loudly
             background = tasks.create_task(gateway.run(), name="gateway")
@@ -151,10 +206,12 @@ async def serve(config: Config) -> int:
         loop.add_signal_handler(number, stop.set)
     async with running(config) as gateway:
         _log.info("listening on %s, %d engines configured", gateway.url, len(config.engines))
+        if gateway.admin_url is not None:
+            _log.info("operators are served on %s", gateway.admin_url)
         await stop.wait()
         _log.info("draining for at most %g s", config.gateway.drain_timeout_s)
         gateway.status.draining = True
-        await gateway.server.drain()
+        await gateway.listeners.drain()
     _log.info("stopped")
     return 0
 
@@ -165,6 +222,10 @@ def run(config: Config) -> int:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     return uvloop.run(serve(config))
+
+
+def _url(host: str, port: int, *, tls: bool) -> str:
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _local_tokenizer(config: Config) -> Tokenizer | None:

@@ -24,8 +24,11 @@ EXIT_INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "serve": "Route OpenAI-compatible requests to the engines whose cache is warm for them.",
     "check-config": "Show the effective configuration and where each setting comes from.",
+    "key": "Make an API key and print it, with the line for the file that gateway.keys_file names.",
     "replay": "Feed recordings through the production path and compare predictions with what the engine reported.",
     "doctor": "Look for what is wrong with engines, and say which arguments mend it.",
+    "explain": "Print per candidate what was known, what it cost and why it won or lost, and what the engine reported.",
+    "simulate": "Compare routing policies on simulated engines: hours of traffic in minutes, the real router.",
     "demo": "Three simulated engines behind the gateway: what was predicted, what was reported, beside round robin.",
     "engine": "Run a simulated vLLM: no model, no GPU, but a real cache and real events.",
 }

@@ -7,6 +7,9 @@ pay for a YAML parser.
 from warmroute.config.loading import Loaded, load
 from warmroute.config.sources import Origin, Source
 from warmroute.config.tree import (
+    AdminConfig,
+    AdmissionConfig,
+    BreakerConfig,
     Config,
     EngineConfig,
     EventsConfig,
@@ -14,11 +17,15 @@ from warmroute.config.tree import (
     LogConfig,
     MembershipConfig,
     RoutingConfig,
+    TlsConfig,
     TokenizerConfig,
 )
 from warmroute.config.values import JointConfigError
 
 __all__ = [
+    "AdminConfig",
+    "AdmissionConfig",
+    "BreakerConfig",
     "Config",
     "EngineConfig",
     "EventsConfig",
@@ -30,6 +37,7 @@ __all__ = [
     "Origin",
     "RoutingConfig",
     "Source",
+    "TlsConfig",
     "TokenizerConfig",
     "load",
 ]

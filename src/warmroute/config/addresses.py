@@ -95,6 +95,11 @@ def check_listen_host(host: str) -> None:
         raise ValueError("is no IP address") from None
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
 def _host_and_port(text: str, *, port_default: int | None) -> tuple[str, int]:
     match = _HOST_PORT.fullmatch(text)
     if match is None:

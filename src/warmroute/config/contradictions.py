@@ -12,7 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from warmroute.config.addresses import PORT_MAX, IpcAddress, TcpAddress, parse_url, parse_zmq, parse_zmq_listen
+from warmroute.config.addresses import (
+    PORT_MAX,
+    IpcAddress,
+    TcpAddress,
+    is_loopback,
+    parse_url,
+    parse_zmq,
+    parse_zmq_listen,
+)
 from warmroute.config.tree import Config, EngineConfig, MembershipConfig
 from warmroute.errors import ConfigError
 
@@ -62,6 +70,16 @@ def _backoff_order(config: Config, said: Said) -> Iterator[ConfigError]:
             "events.reconnect_backoff_s",
             f"{first:g} ({_where(said, 'events.reconnect_backoff_s')}) is above events.reconnect_backoff_max_s = "
             f"{longest:g} ({_where(said, 'events.reconnect_backoff_max_s')})",
+            "Lower the first pause or raise the longest.",
+        )
+
+
+def _pause_order(config: Config, said: Said) -> Iterator[ConfigError]:
+    if config.breaker.open_s > config.breaker.open_max_s:
+        yield ConfigError(
+            "breaker.open_s",
+            f"{config.breaker.open_s:g} ({_where(said, 'breaker.open_s')}) is above breaker.open_max_s = "
+            f"{config.breaker.open_max_s:g} ({_where(said, 'breaker.open_max_s')})",
             "Lower the first pause or raise the longest.",
         )
 
@@ -165,17 +183,78 @@ def _replay_clear_of_ranks(config: Config, said: Said) -> Iterator[ConfigError]:
             return
 
 
+def _certificate_and_key(config: Config, said: Said) -> Iterator[ConfigError]:
+    tls = config.tls
+    if (tls.certificate is None) != (tls.key is None):
+        given, missing = ("certificate", "key") if tls.key is None else ("key", "certificate")
+        yield ConfigError(
+            f"tls.{missing}", f"none, but tls.{given} is set ({_where(said, f'tls.{given}')})", "Set both, or neither."
+        )
+    if config.admin.tls and tls.certificate is None:
+        yield ConfigError(
+            "admin.tls",
+            f"true ({_where(said, 'admin.tls')}), but there is no certificate",
+            "Set tls.certificate and tls.key, or admin.tls to false.",
+        )
+
+
+def _rates_need_keys(config: Config, said: Said) -> Iterator[ConfigError]:
+    for name in ("key_requests_per_min", "key_tokens_per_min", "redis_url"):
+        if getattr(config.admission, name) is not None and config.gateway.keys_file is None:
+            yield ConfigError(
+                f"admission.{name}",
+                f"set ({_where(said, f'admission.{name}')}), but no keys are asked for whose use it could limit",
+                "Set gateway.keys_file, or leave it out.",
+            )
+
+
+def _admin_has_its_own_port(config: Config, said: Said) -> Iterator[ConfigError]:
+    if config.admin.port and config.admin.port == config.gateway.port:
+        yield ConfigError(
+            "admin.port",
+            f"{config.admin.port} ({_where(said, 'admin.port')}) is also gateway.port",
+            "Give it a port of its own, or set it to null to serve both on one.",
+        )
+
+
 RULES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
     (("events.enabled", "tokenizer.mode"), _tokens_for_events),
     (("tokenizer.mode", "tokenizer.path"), _local_needs_path),
     (("events.reconnect_backoff_s", "events.reconnect_backoff_max_s"), _backoff_order),
+    (("breaker.open_s", "breaker.open_max_s"), _pause_order),
     (("events.port", "events.replay_port"), _one_port_each),
     (("engines", "membership.api_key", "membership.api_key_file"), _one_key_each),
+    (("tls.certificate", "tls.key", "admin.tls"), _certificate_and_key),
+    (
+        ("gateway.keys_file", "admission.key_requests_per_min", "admission.key_tokens_per_min", "admission.redis_url"),
+        _rates_need_keys,
+    ),
+    (("gateway.port", "admin.port"), _admin_has_its_own_port),
     (("engines",), _distinct_engines),
     (("engines",), _distinct_sockets),
     (("engines", "events.port", "events.replay_port"), _replay_clear_of_ranks),
 )
 """The leaves that a rule looks at, and the rule."""
+
+
+def _exposed(config: Config, said: Said) -> Iterator[str]:
+    """What a listener that others reach shows them."""
+    gateway, admin = config.gateway, config.admin
+    if admin.port is None:
+        for name in ("host", "keys_file", "tls"):
+            if said(f"admin.{name}"):
+                yield f"admin.{name} ({said(f'admin.{name}')}) has no effect: admin.port is not set"
+    elif not is_loopback(admin.host) and admin.keys_file is None:
+        yield f"whoever reaches admin.host = {admin.host} administers the engines: set admin.keys_file"
+    if is_loopback(gateway.host):
+        return
+    if gateway.keys_file is None:
+        yield f"whoever reaches gateway.host = {gateway.host} is served: set gateway.keys_file to ask for keys"
+    if admin.port is None:
+        yield (
+            f"whoever is served at gateway.host = {gateway.host} can also read metrics, /workers and /decisions, and "
+            "administer the engines: set admin.port to serve these elsewhere"
+        )
 
 
 def idle_notes(config: Config, said: Said) -> Iterator[str]:
@@ -185,6 +264,7 @@ def idle_notes(config: Config, said: Said) -> Iterator[str]:
         yield f"tokenizer.path ({said('tokenizer.path')}) has no effect: tokenizer.mode is {mode}"
     if mode in ("local", "off") and said("tokenizer.remote_endpoint"):
         yield f"tokenizer.remote_endpoint ({said('tokenizer.remote_endpoint')}) has no effect: tokenizer.mode is {mode}"
+    yield from _exposed(config, said)
     if not config.events.enabled:
         return
     silent = [(number, engine) for number, engine in enumerate(config.engines) if engine.events_endpoint is None]

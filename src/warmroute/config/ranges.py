@@ -18,6 +18,7 @@ DAY_S: Final = 86_400.0
 """No pause or patience of a router is longer; a longer one is a slip of the unit."""
 GIB: Final = 1024**3
 BATCHES_MAX: Final = 100_000_000
+LIMIT_MAX: Final = 10**12
 RANKS_MAX: Final = 1024
 TOPIC_BYTES_MAX: Final = 255
 
@@ -102,6 +103,25 @@ POLICIES: Final = (
 """The policies that are built in."""
 
 
+def by_model(text: str) -> dict[str, int]:
+    """The numbers that `MODEL=N,MODEL=N` gives. Raises ValueError."""
+    found: dict[str, int] = {}
+    for pair in text.split(","):
+        model, _, number = pair.strip().rpartition("=")
+        if not model or not re.fullmatch(r"[0-9]{1,12}", number) or not int(number):
+            raise ValueError("is not MODEL=N,MODEL=N")
+        if model in found:
+            raise ValueError(f"names {model} twice")
+        found[model] = int(number)
+    return found
+
+
+def _check_redis(url: str) -> None:
+    match = re.fullmatch(r"rediss?://[^/@\s:]+(:(?P<port>[0-9]{1,5}))?(/[0-9]{1,3})?", url)
+    if match is None or int(match["port"] or 1) > PORT_MAX:
+        raise ValueError("is no redis:// URL (a password has a file of its own)")
+
+
 def _check_header(name: str) -> None:
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", name):
         raise ValueError("is no lower-case header name")
@@ -117,7 +137,11 @@ _TIME: Final = Range(0, DAY_S, above=True)
 _TIME_OR_NONE: Final = Range(0, DAY_S)
 _PORT: Final = Range(1, PORT_MAX)
 _SHARE: Final = Range(0, 1)
+_WEIGHT: Final = Range(0, 1e6)
 _RATE: Final = Range(0, 1e9, above=True)
+_LIMIT: Final = Range(1, 1_000_000)
+_BY_MODEL: Final = Form("MODEL=N pairs with commas between them, N from 1 on", by_model)
+_LISTEN: Final = Form("an IP address or localhost", check_listen_host)
 _URL: Final = Form("a URL http://HOST:PORT or https://HOST:PORT", parse_url)
 _KEY: Final = Form("a key without spaces, as it goes into a header", check_key)
 _FILE: Final = Form("the path of a file", _check_path)
@@ -133,15 +157,35 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "engines[].api_key": _KEY,
     "engines[].api_key_file": _FILE,
     "engines[].data_parallel_size": Range(1, RANKS_MAX),
-    "gateway.host": Form("an IP address or localhost", check_listen_host),
+    "gateway.host": _LISTEN,
     "gateway.port": Range(0, PORT_MAX),
     "gateway.max_body_bytes": Range(1, GIB),
     "gateway.max_head_bytes": Range(1024, GIB),  # below 1 KiB no real client's head fits
     "gateway.head_timeout_s": _TIME,
     "gateway.connect_timeout_s": _TIME,
+    "gateway.first_byte_timeout_s": _TIME,
+    "gateway.idle_timeout_s": _TIME,
     "gateway.keepalive_timeout_s": _TIME,
     "gateway.drain_timeout_s": _TIME_OR_NONE,
     "gateway.retries": Range(0, 100),
+    "gateway.keys_file": _FILE,
+    "admin.host": _LISTEN,
+    "admin.port": Range(0, PORT_MAX),
+    "admin.keys_file": _FILE,
+    "admission.requests_max": _LIMIT,
+    "admission.model_requests_max": _BY_MODEL,
+    "admission.model_body_bytes_max": _BY_MODEL,
+    "admission.worker_requests_max": _LIMIT,
+    "admission.queue_requests_max": Range(0, 1_000_000),
+    "admission.queue_timeout_s": _TIME,
+    "admission.key_requests_per_min": Range(1, LIMIT_MAX),
+    "admission.key_tokens_per_min": Range(1, LIMIT_MAX),
+    "admission.redis_url": Form("a URL redis://HOST:PORT/DB or rediss://HOST:PORT/DB", _check_redis),
+    "admission.redis_password_file": _FILE,
+    "admission.redis_timeout_s": _TIME,
+    "tls.certificate": _FILE,
+    "tls.key": _FILE,
+    "tls.engine_ca": _FILE,
     "events.port": _PORT,
     "events.replay_port": _PORT,
     "events.replay_timeout_s": _TIME,
@@ -158,12 +202,17 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "routing.session_header": Form("a header name in lower case", _check_header),
     "routing.policy_ms_max": Range(0, 1e6, above=True),
     "routing.prefill_tokens_per_s": _RATE,
-    "routing.decode_tokens_per_s": _RATE,
-    "routing.decode_weight": Range(0, 1e6),
+    "routing.decode_weight": _WEIGHT,
+    "routing.others_weight": _WEIGHT,
+    "routing.memory_weight": _WEIGHT,
+    "routing.replication_weight": _WEIGHT,
     "routing.speculative_ttl_s": _TIME_OR_NONE,
     "routing.cpu_hit_worth": _SHARE,
     "routing.storage_hit_worth": _SHARE,
     "routing.degraded_belief": _SHARE,
+    "breaker.failures_max": Range(0, 1000),
+    "breaker.open_s": _TIME,
+    "breaker.open_max_s": _TIME,
     "membership.probe_interval_s": _TIME,
     "membership.probe_timeout_s": _TIME,
     "membership.retry_interval_s": _TIME,

@@ -51,6 +51,11 @@ class GatewayConfig:
     """How long a client may take to send its head, and after that between two pieces of its body."""
     connect_timeout_s: float = 2.0
     """How long connecting to an engine may take."""
+    first_byte_timeout_s: float = 1800.0
+    """How long an engine may take from the request to the first byte of its answer's body: an answer that is not
+    streamed comes when all of it is generated."""
+    idle_timeout_s: float = 300.0
+    """How long an engine may be silent in the middle of an answer."""
     keepalive_timeout_s: float = 75.0
     """How long an idle client connection is kept."""
     drain_timeout_s: float = 30.0
@@ -59,6 +64,64 @@ class GatewayConfig:
     """How many other workers a request may be tried on while no byte of an answer has come."""
     decision_headers: bool = True
     """Whether answers carry `x-warmroute-worker` and `x-warmroute-overlap-tokens`."""
+    keys_file: str | None = None
+    """File with the clients' API keys, hashed (`warmroute key`); None: no key is asked for. Re-read when it changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminConfig:
+    """The listener for operators: metrics, `/workers`, `/decisions`, and the engines' own administration."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int | None = None
+    """Port to listen on, 0: one the system chooses; None: all of it is served to clients, on the gateway's port."""
+    keys_file: str | None = None
+    """File with the operators' API keys, in the form of `gateway.keys_file`; None: no key is asked for."""
+    tls: bool = False
+    """Whether it speaks TLS, with the gateway's certificate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionConfig:
+    """How much is let in at once and what waits. Everything is without limit unless it is set."""
+
+    requests_max: int | None = None
+    """Requests that are served at once."""
+    model_requests_max: str | None = None
+    """Requests of one model that are served at once: `MODEL=N,MODEL=N`; `*` stands for every other model."""
+    model_body_bytes_max: str | None = None
+    """Larger bodies are refused with 413, by model: `MODEL=N,MODEL=N`; `*` stands for every other model."""
+    worker_requests_max: int | None = None
+    """Requests in flight at one worker. When all workers of a model have so many, further ones wait."""
+    queue_requests_max: int = 1000
+    """Requests that may wait for room; beyond, the last in line is refused with 429."""
+    queue_timeout_s: float = 30.0
+    """Longest wait for room; then 503."""
+    key_requests_per_min: int | None = None
+    """Requests per minute of each API key that has no limit of its own."""
+    key_tokens_per_min: int | None = None
+    """Tokens per minute, prompts and completions, of each API key that has no limit of its own."""
+    redis_url: str | None = None
+    """Where gateways share what keys have used, `redis://HOST:PORT/DB`; None: each gateway counts by itself."""
+    redis_password_file: str | None = None
+    """File whose content is Redis' password; read once, at start."""
+    redis_timeout_s: float = 0.05
+    """Longer than that and the gateway counts by itself, for a second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """Encryption to clients and to engines."""
+
+    certificate: str | None = None
+    """PEM file with the gateway's certificate and its chain; None: plain HTTP. Re-read when it changes."""
+    key: str | None = None
+    """PEM file with the certificate's private key. Re-read when it changes."""
+    engine_ca: str | None = None
+    """PEM file with the authorities that vouch for https:// engines; None: the system's."""
+    engine_verify: bool = True
+    """False: the certificates of https:// engines are not looked at. Encrypted, but to whom is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +181,14 @@ class RoutingConfig:
     """Whether a request may name a built-in policy (`routing-strategy`) or a worker (`x-warmroute-worker`)."""
     prefill_tokens_per_s: float = 8000.0
     """Prompt tokens an engine computes per second, until its own answers have shown it."""
-    decode_tokens_per_s: float = 40.0
-    """Tokens per second of one running generation."""
-    decode_weight: float = 1.0
-    """Worth of delaying generations that run already, relative to this request's own wait."""
+    decode_weight: float = 40.0
+    """Steps of generation whose slowing counts, relative to this request's own wait; 0: generations do not count."""
+    others_weight: float = 2.0
+    """Worth of delaying requests yet to come, relative to this request's own wait."""
+    memory_weight: float = 2.0
+    """Price of a token that does not fit into a worker's cache, relative to computing it."""
+    replication_weight: float = 1.0
+    """How readily a prefix is copied to another worker when its holders are busy; 0: never for that reason."""
     speculative_ttl_s: float = 2.0
     """How long blocks are assumed stored because a request was just routed there, unless events say so."""
     cpu_hit_worth: float = 0.8
@@ -152,6 +219,18 @@ class MembershipConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerConfig:
+    """Leaving engines alone that keep failing."""
+
+    failures_max: int = 5
+    """So many failures in a row (connections, timeouts, 5xx; never 4xx) and requests go elsewhere; 0: never."""
+    open_s: float = 5.0
+    """How long, before one request tries the engine again; doubled each time that fails."""
+    open_max_s: float = 60.0
+    """Longest such pause."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """What is written to stderr."""
 
@@ -166,8 +245,12 @@ class Config:
     engines: tuple[EngineConfig, ...] = ()
     """The engines to route to."""
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    admin: AdminConfig = field(default_factory=AdminConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     events: EventsConfig = field(default_factory=EventsConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     membership: MembershipConfig = field(default_factory=MembershipConfig)
+    breaker: BreakerConfig = field(default_factory=BreakerConfig)
     log: LogConfig = field(default_factory=LogConfig)

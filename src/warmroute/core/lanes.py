@@ -19,15 +19,16 @@ T = TypeVar("T")
 class Lanes:
     """The workers of one fleet that could serve one model: what of them does not change from request to request."""
 
-    __slots__ = ("belief", "pick", "positions", "slots", "workers")
+    __slots__ = ("all_believed", "belief", "kv_tokens_max", "pick", "positions", "workers")
 
     def __init__(self, workers: tuple[Worker, ...], load: LoadTable, degraded_belief: float) -> None:
         self.workers = workers
         self.positions = {worker.id: i for i, worker in enumerate(workers)}
-        self.slots = [load.slot(worker.id) for worker in workers]
-        self.pick = _picker(self.slots)
+        self.kv_tokens_max = min((worker.kv_tokens_max or 0 for worker in workers), default=0)
+        self.pick = _picker([load.slot(worker.id) for worker in workers])
         """Takes this model's entries out of a column of the load table."""
         self.belief = [_belief(w.trust, degraded_belief) for w in workers]
+        self.all_believed = min(self.belief) == 1.0
 
 
 class Held:

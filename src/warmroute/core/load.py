@@ -19,9 +19,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from math import exp
 
 from warmroute.core.rates import RateTable
 from warmroute.types import LeaseId, WorkerId
+
+RECENT_S = 20.0
+"""Time constant of what `of late` means: some queues long, and short beside the swings of a day."""
+SAME_STEP_S = 0.002
+"""First bytes that come closer together than this are of one step: no engine's steps are shorter."""
 
 
 class Lease:
@@ -87,9 +93,17 @@ class LoadTable:
         """Prompt tokens of all requests in flight: what of the worker's cache cannot be evicted now, at least."""
         self.free_at: list[float] = []
         """When what is booked is expected to be computed, in seconds; in the past if nothing is."""
+        self.busy: list[float] = []
+        """Share of the last `RECENT_S` seconds or so for which prefill was booked."""
+        self.requests_per_s = 0.0
+        """Bookings of late, on all workers together."""
+        self._faded_at = 0.0
         self._booked_s: list[float] = []
         self._done_s: list[float] = []
         self._progress_at: list[float] = []
+        self._step_s: list[float] = []
+        self._step_tokens: list[int] = []
+        self._step_context: list[int] = []
         self._slots: dict[WorkerId, int] = {}
         self._unused: list[int] = []
         self._unobserved: list[tuple[float, LeaseId, Lease]] = []
@@ -101,9 +115,9 @@ class LoadTable:
         if slot is None:
             slot = self._unused.pop() if self._unused else len(self.requests)
             if slot == len(self.requests):
-                for counts in (self.requests, self.prefilling, self.prefill_tokens, self.kv_tokens):
+                for counts in self._counts():
                     counts.append(0)
-                for times in (self.free_at, self._booked_s, self._done_s, self._progress_at):
+                for times in self._times():
                     times.append(0.0)
             self.rates.start(slot)
             self._slots[worker] = slot
@@ -115,8 +129,7 @@ class LoadTable:
             slot = self._slots[worker]
             if not self.requests[slot]:
                 del self._slots[worker]
-                self.rates.end(slot)
-                for times in (self.free_at, self._booked_s, self._done_s, self._progress_at):
+                for times in self._times():
                     times[slot] = 0.0
                 self._unused.append(slot)
 
@@ -131,12 +144,16 @@ class LoadTable:
         self._last_lease += 1
         lease = Lease(LeaseId(self._last_lease), worker, prompt_tokens, uncached_tokens)
         slot = lease.slot = self.slot(worker)
-        seconds = self.rates.prefill_s(slot, uncached_tokens)
+        seconds = self.rates.per_token_s[slot] * uncached_tokens
+        if not self.prefilling[slot]:  # those behind it share its steps
+            seconds += self.rates.fixed_s[slot] + self.rates.per_context_s[slot] * self.kv_tokens[slot]
         self.requests[slot] += 1
         self.prefilling[slot] += 1
         self.prefill_tokens[slot] += uncached_tokens
         self.kv_tokens[slot] += prompt_tokens
         self.free_at[slot] = max(self.free_at[slot], now) + seconds
+        self.busy[slot] += seconds / RECENT_S
+        self.requests_per_s += 1.0 / RECENT_S
         lease.at = now
         lease.mark = self._booked_s[slot] = self._booked_s[slot] + seconds
         if not prefill_observable:
@@ -149,9 +166,7 @@ class LoadTable:
             return
         slot = lease.slot
         self._begin_decoding(lease)
-        busy_since = max(lease.at, self._progress_at[slot])
-        self.rates.observe(slot, lease.uncached_tokens, now - busy_since)
-        self._progress_at[slot] = now
+        self._observe(lease, now)
         self._done_s[slot] = max(self._done_s[slot], lease.mark)
         self.free_at[slot] = now + (self._booked_s[slot] - self._done_s[slot] if self.prefilling[slot] else 0.0)
 
@@ -167,6 +182,11 @@ class LoadTable:
 
     def pass_time(self, now: float) -> None:
         """Take as computed what no first byte will tell of and should be done by `now` seconds."""
+        if now - self._faded_at >= 1.0:
+            share = exp((self._faded_at - now) / RECENT_S)
+            self.busy = [busy * share for busy in self.busy]
+            self.requests_per_s *= share
+            self._faded_at = now
         unobserved = self._unobserved
         while unobserved and unobserved[0][0] <= now:
             lease = heapq.heappop(unobserved)[2]
@@ -186,6 +206,32 @@ class LoadTable:
             sums_hold = 0 <= prefilling <= requests and tokens >= 0 and kv >= 0
             assert sums_hold, (worker, requests, prefilling, tokens, kv)  # noqa: S101 - what check() is for
             assert requests or not (tokens or kv), (worker, tokens, kv)  # noqa: S101
+
+    def _observe(self, lease: Lease, now: float) -> None:
+        """Learn from a first byte. Those that come together are one step's."""
+        slot = lease.slot
+        took = now - max(lease.at, self._progress_at[slot])
+        self._progress_at[slot] = now
+        if took < SAME_STEP_S:
+            self._step_tokens[slot] += lease.uncached_tokens
+            return
+        if self._step_s[slot]:
+            self.rates.observe(slot, self._step_tokens[slot], self._step_context[slot], self._step_s[slot])
+        self._step_tokens[slot], self._step_s[slot] = lease.uncached_tokens, took
+        self._step_context[slot] = self.kv_tokens[slot]
+
+    def _counts(self) -> tuple[list[int], ...]:
+        return (
+            self.requests,
+            self.prefilling,
+            self.prefill_tokens,
+            self.kv_tokens,
+            self._step_tokens,
+            self._step_context,
+        )
+
+    def _times(self) -> tuple[list[float], ...]:
+        return self.free_at, self.busy, self._booked_s, self._done_s, self._progress_at, self._step_s
 
     def _begin_decoding(self, lease: Lease) -> None:
         lease.prefilling = False

@@ -1,9 +1,11 @@
 """How fast each worker computes prompts, learned from its own answers, so that unlike GPUs need no configuration.
 
-A worker's prefill is a line through its observations: seconds = fixed + per_token * uncached tokens. One observation is
-the time from the later of (dispatch, the first byte before it) to a request's first byte, so queueing is not counted
-twice. Old observations fade. A worker that has shown little leans on what its fleet has shown, and the fleet on the
-configured rate: no warm-up phase, no switch.
+The fleet's step is a plane through all observations, seconds = fixed + per_token * uncached tokens + per_context *
+tokens in use by running requests, and a worker is so many times as slow as its fleet. One number per worker is learned
+quickly and cannot be led astray by what it happens to be asked. An observation is one step: the time from the later of
+(dispatch, the first byte before it) to the first bytes that come together, against the tokens of all of them. So
+queueing is not counted twice, and a busy engine does not look fast because many short prompts share its steps. Old
+observations fade.
 
 Invariant: rates are positive and finite whatever is observed.
 """
@@ -11,97 +13,112 @@ Invariant: rates are positive and finite whatever is observed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import mul
 from typing import Final
 
-MEMORY: Final = 0.98
-"""What an observation still counts when the next one has come: the last fifty or so matter."""
 FLEET_MEMORY: Final = 0.998
-LEAN_OBSERVATIONS: Final = 4.0
-"""How many observations' worth a worker's lean on its fleet is."""
+"""What an observation still counts for the fleet when the next one has come: the last five hundred or so matter."""
+WORKER_MEMORY: Final = 0.98
+"""The same for one worker."""
+LEAN_OBSERVATIONS: Final = 5.0
+"""How many average observations' worth speak for a worker being like its fleet, and the fleet as configured."""
 SURPRISE_MAX: Final = 4.0
 """An observation counts as at most so many times what was expected: a hung engine is slow, not infinitely slow."""
 FIXED_S: Final = 0.02
 """Fixed part before anything was observed: about one step of an engine."""
+PER_CONTEXT_S: Final = 5e-8
+"""Seconds per token in use before anything was observed: 100 to 250 KB of keys and values at some TB/s."""
 TYPICAL_TOKENS: Final = 1000.0
-"""Scale of the lean's two points, about a prompt's length."""
+TYPICAL_CONTEXT: Final = 20_000.0
+"""About what a step has of each: where the coefficients that are begun with are taken as observed."""
+LEAST_SHARE: Final = 0.01
+"""No coefficient falls below this share of what it began with: nothing is ever free."""
 
 
-class Line:
-    """A fading least-squares line."""
+class Plane:
+    """A fading least-squares fit of non-negative coefficients, leaning on what it began with."""
 
-    __slots__ = ("fixed_s", "n", "per_token_s", "x", "xx", "xy", "y")
+    __slots__ = ("_began", "_means", "_products", "coefficients", "n")
 
-    def __init__(self, fixed_s: float, per_token_s: float) -> None:
-        self.n = self.x = self.y = self.xx = self.xy = 0.0
-        self.fixed_s = fixed_s
-        self.per_token_s = per_token_s
+    def __init__(self, coefficients: Sequence[float], scales: Sequence[float]) -> None:
+        """`scales`: a typical value of each feature; the lean counts as observations there."""
+        k = len(coefficients)
+        self.coefficients = list(coefficients)
+        self.n = 0.0
+        self._products = [[0.0] * k for _ in range(k)]
+        self._means = [0.0] * k
+        self._began = (list(coefficients), [LEAN_OBSERVATIONS * scale * scale for scale in scales])
 
-    def add(self, tokens: float, seconds: float, memory: float) -> None:
-        """One more observation."""
+    def add(self, features: Sequence[float], seconds: float, memory: float) -> None:
+        """One more observation, and the fit anew."""
         self.n = self.n * memory + 1.0
-        self.x = self.x * memory + tokens
-        self.y = self.y * memory + seconds
-        self.xx = self.xx * memory + tokens * tokens
-        self.xy = self.xy * memory + tokens * seconds
+        for row, x in zip(self._products, features, strict=True):
+            for i, y in enumerate(features):
+                row[i] = row[i] * memory + x * y
+        for i, x in enumerate(features):
+            self._means[i] = self._means[i] * memory + x * seconds
+        self._fit()
 
-    def fit(self, fixed_s: float, per_token_s: float) -> None:
-        """Draw the line anew, leaning on the line that is given as if it had been observed some times."""
-        half, scale = LEAN_OBSERVATIONS / 2, max(TYPICAL_TOKENS, self.x / self.n if self.n else 0.0)
-        n, x, xx = self.n + 2 * half, self.x + half * scale, self.xx + half * scale * scale
-        y = self.y + half * (2 * fixed_s + per_token_s * scale)
-        xy = self.xy + half * scale * (fixed_s + per_token_s * scale)
-        slope = (n * xy - x * y) / (n * xx - x * x)
-        fixed = (y - slope * x) / n
-        if fixed < 0:  # through the origin then
-            fixed, slope = 0.0, xy / xx
-        elif slope <= per_token_s / 100:  # what was observed has one length only, or is noise: all of it is per token
-            slope = per_token_s / 100
-            fixed = max(0.0, (y - slope * x) / n)
-        self.fixed_s, self.per_token_s = fixed, slope
+    def value(self, features: Sequence[float]) -> float:
+        """What is expected there."""
+        return sum(c * x for c, x in zip(self.coefficients, features, strict=True))
+
+    def _fit(self) -> None:
+        """Coordinate descent from where it was: one round follows what one observation can change."""
+        began, lean = self._began
+        c = self.coefficients
+        for _ in range(2):
+            for i, row in enumerate(self._products):
+                rest = self._means[i] - sum(map(mul, row, c)) + row[i] * c[i]
+                c[i] = max(began[i] * LEAST_SHARE, (rest + lean[i] * began[i]) / (row[i] + lean[i]))
 
 
 class RateTable:
-    """The learned lines, in columns: entry i is of the worker in place i of the load table."""
+    """What was learned, in columns: entry i is of the worker in place i of the load table."""
 
     def __init__(self, prefill_tokens_per_s: float = 8000.0) -> None:
-        self._fleet = Line(FIXED_S, 1.0 / prefill_tokens_per_s)
-        self._configured = (FIXED_S, 1.0 / prefill_tokens_per_s)
-        self._lines: list[Line] = []
+        self._fleet = Plane(
+            (FIXED_S, 1.0 / prefill_tokens_per_s, PER_CONTEXT_S), (1.0, TYPICAL_TOKENS, TYPICAL_CONTEXT)
+        )
+        self._mean_s = self._fleet.value((1.0, TYPICAL_TOKENS, 0.0))
+        self._seconds: list[float] = []
+        self._expected_s: list[float] = []
         self.fixed_s: list[float] = []
         """Seconds that a prefill takes however short it is."""
         self.per_token_s: list[float] = []
         """Seconds per prompt token that is not cached."""
+        self.per_context_s: list[float] = []
+        """Seconds per token of the requests that run there."""
 
     def start(self, slot: int) -> None:
         """A worker takes this place: of it nothing is known but its fleet."""
-        line = Line(self._fleet.fixed_s, self._fleet.per_token_s)
-        if slot == len(self._lines):
-            self._lines.append(line)
-            self.fixed_s.append(line.fixed_s)
-            self.per_token_s.append(line.per_token_s)
-        else:
-            self._lines[slot] = line
-            self.fixed_s[slot], self.per_token_s[slot] = line.fixed_s, line.per_token_s
+        if slot == len(self.fixed_s):
+            for column in (self._seconds, self._expected_s, self.fixed_s, self.per_token_s, self.per_context_s):
+                column.append(0.0)
+        self._seconds[slot] = self._expected_s[slot] = 0.0
+        self._set(slot)
 
-    def end(self, slot: int) -> None:
-        """The worker left."""
-        self.start(slot)
+    def step_s(self, slot: int, tokens: int, context: int) -> float:
+        """Seconds this worker is expected to take for so many tokens beside requests that hold `context` tokens."""
+        return self.fixed_s[slot] + self.per_token_s[slot] * tokens + self.per_context_s[slot] * context
 
-    def prefill_s(self, slot: int, tokens: int) -> float:
-        """Seconds this worker is expected to take for so many tokens."""
-        return self.fixed_s[slot] + self.per_token_s[slot] * tokens
+    def observe(self, slot: int, tokens: int, context: int, seconds: float) -> None:
+        """The worker in this place took `seconds` for a step with `tokens` that it did not hold."""
+        seconds = min(max(seconds, 0.0), SURPRISE_MAX * self.step_s(slot, tokens, context))
+        features = (1.0, float(tokens), float(context))
+        self._fleet.add(features, seconds / self.slowness(slot), FLEET_MEMORY)
+        expected = self._fleet.value(features)
+        self._mean_s += (expected - self._mean_s) * (1 - FLEET_MEMORY)
+        self._seconds[slot] = self._seconds[slot] * WORKER_MEMORY + seconds
+        self._expected_s[slot] = self._expected_s[slot] * WORKER_MEMORY + expected
+        self._set(slot)
 
-    def observe(self, slot: int, tokens: int, seconds: float) -> None:
-        """The worker took `seconds` for a prompt's `tokens` that it did not hold."""
-        seconds = min(max(seconds, 0.0), SURPRISE_MAX * self.prefill_s(slot, tokens))
-        self._fleet.add(tokens, seconds, FLEET_MEMORY)
-        self._fleet.fit(*self._configured)
-        line = self._lines[slot]
-        line.add(tokens, seconds, MEMORY)
-        line.fit(self._fleet.fixed_s, self._fleet.per_token_s)
-        self.fixed_s[slot], self.per_token_s[slot] = line.fixed_s, line.per_token_s
+    def slowness(self, slot: int) -> float:
+        """How many times as long as its fleet this worker takes."""
+        lean = LEAN_OBSERVATIONS * self._mean_s
+        return (self._seconds[slot] + lean) / (self._expected_s[slot] + lean)
 
-    def learned(self, slot: int) -> Sequence[float]:
-        """(fixed seconds, seconds per token, observations' worth behind them)."""
-        line = self._lines[slot]
-        return line.fixed_s, line.per_token_s, line.n
+    def _set(self, slot: int) -> None:
+        slowness, (fixed, per_token, per_context) = self.slowness(slot), self._fleet.coefficients
+        self.fixed_s[slot], self.per_token_s[slot] = slowness * fixed, slowness * per_token
+        self.per_context_s[slot] = slowness * per_context

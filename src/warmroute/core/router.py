@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -128,7 +128,7 @@ class Decision(msgspec.Struct):
     chain: Sequence[PrefixHash]
     candidates: Candidates
     costs: Sequence[float]
-    terms: Callable[[Candidates], dict[str, list[float]]] | None
+    memo: Any
     at: float
     decided_by: Policy
     served: bool = False
@@ -141,7 +141,8 @@ class Decision(msgspec.Struct):
     def explain(self) -> list[CandidateView]:
         """Every candidate with its numbers, the cheapest first."""
         c = self.candidates
-        terms = self.terms(c) if self.terms is not None else {}
+        explains = getattr(self.decided_by, "terms", None)
+        terms = explains(c, self.memo) if explains is not None else {}
         decoding, wait_s = c.decoding, c.wait_s
         rows = []
         for i, worker in enumerate(c.workers):
@@ -250,7 +251,7 @@ class Router:
             chain=candidates.chain,
             candidates=candidates,
             costs=costs,
-            terms=getattr(policy, "terms", None),
+            memo=getattr(policy, "memo", None),
             at=now,
             decided_by=policy,
         )
@@ -399,6 +400,11 @@ class Router:
             free_at=pick(load.free_at),
             fixed_s=pick(load.rates.fixed_s),
             per_token_s=pick(load.rates.per_token_s),
+            per_context_s=pick(load.rates.per_context_s),
+            busy=pick(load.busy),
+            requests_per_s=load.requests_per_s,
+            kv_tokens_max=lanes.kv_tokens_max,
+            all_believed=lanes.all_believed,
         )
 
     def _cheapest(self, costs: Sequence[float], candidates: Candidates) -> int:

@@ -15,7 +15,7 @@ meanwhile takes the speculative rest with it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 
 from warmroute.types import PrefixHash, WorkerId
@@ -56,6 +56,8 @@ class Claim:
         return low + 1
 
 
+FEW_STARTS = 64
+"""Up to so many first blocks are looked up in the prompt, each at its place; more are looked for all at once."""
 _by_start = attrgetter("start")
 
 
@@ -91,11 +93,9 @@ class Speculation:
         self, prefixes: Sequence[PrefixHash], confirmed: Mapping[WorkerId, int], now: float
     ) -> dict[WorkerId, int]:
         """Blocks that claims add behind each worker's confirmed overlap (in blocks; 0 for workers not named)."""
-        by_start = self._by_start
-        met = by_start.keys() & prefixes
-        if not met:
+        claims = [claim for same in self._met(prefixes) for claim in same if claim.deadline > now]
+        if not claims:
             return {}
-        claims = [claim for prefix in met for claim in by_start[prefix] if claim.deadline > now]
         claims.sort(key=_by_start)  # a claim may go on where another ends
         reached: dict[WorkerId, int] = {}
         for claim in claims:
@@ -105,6 +105,18 @@ class Speculation:
             if end > start:
                 reached[claim.worker] = end
         return {worker: end - confirmed.get(worker, 0) for worker, end in reached.items()}
+
+    def _met(self, prefixes: Sequence[PrefixHash]) -> Iterable[Iterable[Claim]]:
+        """Claims whose first block is one of these."""
+        by_start, end = self._by_start, len(prefixes)
+        if len(by_start) > FEW_STARTS:
+            return [by_start[prefix] for prefix in by_start.keys() & prefixes]
+        found = []
+        for first, same in by_start.items():
+            start = next(iter(same)).start
+            if start < end and prefixes[start] == first:
+                found.append(same)
+        return found
 
     def served(self, claim: Claim, now: float) -> None:
         """The claim's request has been computed: its blocks are stored, and events that say so are due."""

@@ -24,6 +24,7 @@ from warmroute.types import TrustState, Worker, WorkerId
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
+Numbers = Mapping[tuple[str, ...], float]
 Labelled = Iterable[tuple[tuple[str, ...], float]]
 
 
@@ -45,6 +46,7 @@ class Metrics(Collector):
         self._tokens = tokens
         self._plane = plane
         self._clock = clock
+        self._more: list[Callable[[], Metric]] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -53,6 +55,14 @@ class Metrics(Collector):
     def reply(self, _: str) -> Reply:
         """The exposition, in Prometheus' text format."""
         return Reply(200, generate_latest(self._registry), CONTENT_TYPE)
+
+    def count(self, name: str, about: str, labels: tuple[str, ...], read: Callable[[], Numbers]) -> None:
+        """Expose a counter that somebody else keeps: label values -> number, read when asked."""
+        self._more.append(lambda: _counter(name, about, labels, read().items()))
+
+    def gauge(self, name: str, about: str, labels: tuple[str, ...], read: Callable[[], Numbers]) -> None:
+        """The same for what goes up and down."""
+        self._more.append(lambda: _gauge(name, about, labels, read().items()))
 
     def collect(self) -> Iterator[Metric]:
         """Read everything once."""
@@ -63,6 +73,7 @@ class Metrics(Collector):
         yield from self._of_requests()
         yield from self._of_events(workers)
         yield from self._of_index()
+        yield from (read() for read in self._more)
 
     def _of_workers(self, workers: tuple[Worker, ...]) -> Iterator[Metric]:
         now, load, index = self._clock(), self._routing.router.load, self._routing.router.index

@@ -83,6 +83,7 @@ class Following:
         if stream is not None:
             stream.restarted(process_start)
             if stream.state is State.CONNECTING:  # its socket may pause for long before it tries again
+                stream.leave()
                 stream.start(self._sources(self._addresses[worker]))
 
     def fleet_changed(self, fleet: Fleet) -> None:

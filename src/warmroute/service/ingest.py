@@ -151,11 +151,15 @@ class WorkerStream:
         } | dict(counts.stream)
 
     def start(self, source: EventSource) -> None:
-        """Follow `source` from now on, instead of the one before; it is closed by `retire`."""
-        if self._source is not None:
-            self._source.close()
+        """Follow `source` from now on; it is closed by `leave` and `retire`."""
         self._source = source
         source.start(self)
+
+    def leave(self) -> None:
+        """Close the source: another one is to be followed."""
+        if self._source is not None:
+            self._source.close()
+            self._source = None
 
     def tick(self) -> None:
         """Time has passed: see to retries and to a worker that has been silent for long."""
@@ -176,9 +180,7 @@ class WorkerStream:
     def retire(self) -> None:
         """The worker is gone for good: close its source and free what it held."""
         self._perform(self._stream.retire())
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        self.leave()
         self._index.drop(self.worker)
 
     # The port EventSink.

@@ -221,6 +221,14 @@ class Dispatch(Protocol):
         ...
 
 
+class Guard(Protocol):
+    """Who looks at a request's head before its body is read."""
+
+    def admit(self, head: RequestHead) -> RequestHead:
+        """The head to go on with. Raises ClientError if the request does not."""
+        ...
+
+
 class GatewayService(Protocol):
     """What the HTTP edge asks. It may answer at once; only what must wait (a tokenizer) comes as an awaitable."""
 

@@ -15,12 +15,14 @@ from typing import TypedDict
 
 import msgspec
 
-from warmroute.config.tree import GatewayConfig
+from warmroute.config.tree import BreakerConfig, GatewayConfig
 from warmroute.core import openai
+from warmroute.core.breaker import Breakers
 from warmroute.core.openai import RoutingRequest
 from warmroute.core.parity import Bounds, Evidence
 from warmroute.core.router import Decision, PickRequest, Router
 from warmroute.errors import ClientError, NoWorkerError
+from warmroute.service.avoidance import Avoided
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Dispatch, Headers, Outcome, Reply, RequestHead
 from warmroute.service.tokens import Tokens
@@ -45,8 +47,11 @@ RANK_HEADER = b"x-data-parallel-rank"
 WORKER_HEADER = b"x-warmroute-worker"
 """Ours: the client wants this worker, by the name that `/workers` and the same header of an answer give it."""
 
+SERVER_ERROR = 500
+"""Statuses from here on are the engine's failures."""
+
 LocalReply = Callable[[str], Reply]
-"""Answers a path below its prefix itself; gets the full path."""
+"""Answers a path below its prefix itself; gets the request's target, its query included."""
 
 CANDIDATES_KEPT_MAX = 32
 """Candidates that are kept of a decision for explanation: the chosen one and the cheapest."""
@@ -81,6 +86,10 @@ class Routing:
         self._tokens = tokens
         self._config = config
         self._clock = clock
+        self.breakers = Breakers(BreakerConfig(failures_max=0))
+        """What becomes of requests is told to these."""
+        self.avoidances: list[Avoided] = []
+        """Who says which workers to leave out if possible."""
         self._local: dict[str, LocalReply] = {}
         self._instance = uuid.uuid4().hex
         self._numbers = count(1)
@@ -108,7 +117,7 @@ class Routing:
         if head.method in (b"GET", b"HEAD"):
             reply = self._local.get(path) or self._local.get(path[: path.rfind("/") + 1])
             if reply is not None:
-                return reply(path)
+                return reply(head.target.decode("latin-1"))
         return self._pass_through(head, path, body)
 
     def retry(self, dispatch: Dispatch) -> Dispatch | None:
@@ -133,6 +142,9 @@ class Routing:
     def answering(self, attempt: Attempt, status: int) -> None:
         """The first byte of an answer's body came."""
         attempt.trail.status = status
+        if status < SERVER_ERROR:
+            decision = attempt.trail.decision
+            self.breakers.began(decision.worker.endpoint, decision.at, self._clock())
         if _computed(status):
             self.router.prefilled(attempt.trail.decision, self._clock())
             attempt.trail.decision.settle(CANDIDATES_KEPT_MAX)
@@ -158,10 +170,21 @@ class Routing:
         if not trail.decision.served:
             trail.decision.settle(CANDIDATES_KEPT_MAX)
         self.tracking.outcomes[worker.name, outcome.value] += 1
+        self._judge_engine(trail, outcome)
         if outcome is Outcome.UNREACHABLE:
             self._membership.report_unreachable(worker.endpoint)
         elif outcome is Outcome.ENGINE_LOST:  # one answer broke; whether the engine did, it is asked at once
             self._membership.refresh(worker.endpoint)
+
+    def _judge_engine(self, trail: Trail, outcome: Outcome) -> None:
+        """Tell the engine's breaker. What a client is at fault for is none of the engine's."""
+        engine, sent_at = trail.decision.worker.endpoint, trail.decision.at
+        if outcome is Outcome.CLIENT_GONE:
+            self.breakers.gave_up(engine, sent_at)
+        elif outcome is not Outcome.COMPLETE or (trail.status is not None and trail.status >= SERVER_ERROR):
+            self.breakers.failed(engine, sent_at, self._clock())
+        else:
+            self.breakers.succeeded(engine, sent_at)
 
     def _judge(self, job: Job, trail: Trail, reported: int) -> None:
         """Hold the prediction against the engine's word, if both are of the same prompt and nothing excuses it."""
@@ -279,8 +302,9 @@ class Routing:
         return hints
 
     def _attempt(self, job: Job) -> Attempt:
-        decision = self.router.pick(job.pick, self._membership.fleet, self._clock())
+        decision = self._pick(job.pick)
         worker = decision.worker.id
+        self.breakers.sent(decision.worker.endpoint, decision.at)
         trail = Trail(
             request_id=job.request_id,
             decision=decision,
@@ -294,6 +318,17 @@ class Routing:
         if job.path in PREFIX_ROUTED:
             self.trusts.began(worker, trail.number, _bounds(job, decision))
         return Attempt(self, job, trail, self._headers(job, decision))
+
+    def _pick(self, pick: PickRequest) -> Decision:
+        fleet, now = self._membership.fleet, self._clock()
+        avoided: frozenset[WorkerId] = frozenset().union(*(avoided(now) for avoided in self.avoidances))
+        if avoided:
+            elsewhere = msgspec.structs.replace(pick, exclude=pick.exclude | avoided)
+            try:
+                return self.router.pick(elsewhere, fleet, now)
+            except NoWorkerError:  # a doubtful worker is better than none
+                self.tracking.avoided_in_vain += 1
+        return self.router.pick(pick, fleet, now)
 
     def _headers(self, job: Job, decision: Decision) -> tuple[Headers, Headers]:
         request_id = (b"x-request-id", job.request_id.encode("latin-1"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import msgspec
 
@@ -12,9 +12,9 @@ from warmroute.core.router import Router
 from warmroute.service.ingest import WorkerStream
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Reply
-from warmroute.service.tracking import Tracking
+from warmroute.service.tracking import Tracking, Trail
 from warmroute.service.trust import Trusts
-from warmroute.types import Worker, WorkerId
+from warmroute.types import Endpoint, Worker, WorkerId
 
 
 class Status:
@@ -36,6 +36,8 @@ class Status:
         self._tracking = tracking
         self._clock = clock
         self.draining = False
+        self.breaker: Callable[[Endpoint], str] = lambda _: "closed"
+        """The state of an engine's breaker."""
 
     def replies(self) -> dict[str, Callable[[str], Reply]]:
         """Path -> what answers it."""
@@ -45,6 +47,7 @@ class Status:
             "/workers": self.workers,
             "/v1/models": self.models,
             "/decisions/": self.decision,
+            "/decisions": self.decisions,
         }
 
     def health(self, _: str) -> Reply:
@@ -63,7 +66,7 @@ class Status:
         now = self._clock()
         workers = [self._worker(worker, now) for worker in self._membership.fleet.workers]
         engines = [
-            {"address": endpoint.url, "up": up, "problem": problem}
+            {"address": endpoint.url, "up": up, "problem": problem, "breaker": self.breaker(endpoint)}
             for endpoint, up, problem in self._membership.engines()
         ]
         return _json({"workers": workers, "engines": engines})
@@ -89,28 +92,17 @@ class Status:
 
     def decision(self, path: str) -> Reply:
         """Why one of the last requests went where it went, by its `x-request-id`."""
-        request_id = unquote(path.removeprefix("/decisions/"), "latin-1")
+        request_id = unquote(path.partition("?")[0].removeprefix("/decisions/"), "latin-1")
         trail = self._tracking.trail(request_id)
         if trail is None:
             return _json({"error": {"message": f"no decision is kept for the request {request_id!r}"}}, status=404)
-        decision = trail.decision
-        return _json(
-            {
-                "request_id": trail.request_id,
-                "worker": decision.worker.name,
-                "reason": decision.reason,
-                "policy": decision.policy,
-                "no_tokens_reason": trail.no_tokens_reason,
-                "prompt_tokens": decision.prompt_tokens,
-                "overlap_tokens": decision.overlap_tokens,
-                "claimed_tokens": decision.claimed_tokens,
-                "predicted_tokens": decision.predicted_tokens,
-                "reported_tokens": trail.reported_tokens,
-                "outcome": trail.outcome.value if trail.outcome else None,
-                "status": trail.status,
-                "candidates": decision.explain(),
-            }
-        )
+        return _json(_decision(trail))
+
+    def decisions(self, target: str) -> Reply:
+        """The last decisions, the newest first; `?last=N` says how many (10)."""
+        asked = parse_qs(target.partition("?")[2]).get("last", ["10"])[0]
+        number = int(asked) if asked.isdecimal() else 10
+        return _json({"decisions": [_decision(trail) for trail in self._tracking.last(number)]})
 
     def _worker(self, worker: Worker, now: float) -> dict[str, Any]:
         load = self._router.load.of(worker.id, now)
@@ -138,6 +130,28 @@ class Status:
             },
             "events": None if stream is None else stream.view(),
         }
+
+
+def _decision(trail: Trail) -> dict[str, Any]:
+    decision = trail.decision
+    return {
+        "request_id": trail.request_id,
+        "worker": decision.worker.name,
+        "reason": decision.reason,
+        "policy": decision.policy,
+        "no_tokens_reason": trail.no_tokens_reason,
+        "prompt_tokens": decision.prompt_tokens,
+        "overlap_tokens": decision.overlap_tokens,
+        "claimed_tokens": decision.claimed_tokens,
+        "predicted_tokens": decision.predicted_tokens,
+        "reported_tokens": trail.reported_tokens,
+        "expected_s": decision.expected_s,
+        "first_byte_s": decision.first_byte_s,
+        "outcome": trail.outcome.value if trail.outcome else None,
+        "status": trail.status,
+        "candidates": decision.explain(),
+        "left_out": decision.left_out,
+    }
 
 
 def _json(body: Any, status: int = 200) -> Reply:

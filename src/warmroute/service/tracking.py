@@ -56,6 +56,8 @@ class Tracking:
         self.predictions: Counter[tuple[str, str]] = Counter()
         """(worker name, `exact`, `high` or `low`) -> predictions that could be compared with the engine's report."""
         self.retries = 0
+        self.avoided_in_vain = 0
+        """Requests for which nobody was left but workers that were better left alone."""
         self.refused: Counter[int] = Counter()
         """HTTP status -> requests that were read well and that nobody was to serve."""
         self._trails: OrderedDict[str, Trail] = OrderedDict()

@@ -464,3 +464,19 @@ async def test_retry_that_fails_is_answered(world: World) -> None:
     client = await world.client(port)
     await client.send(post(b"x"))
     assert (await client.message())[0].startswith(b"HTTP/1.1 503 ")
+
+
+async def test_a_service_that_fails_at_the_first_byte_costs_no_answer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError
+
+    monkeypatch.setattr(StaticDispatch, "answering", fail)
+    await stage.client.send(post(b"x"))
+    wire = await stage.engine.accept()
+    await wire.message()
+    await wire.send(JSON)
+    assert (await stage.client.message())[1] == b'{"ok":true}'
+    assert stage.server.counts.service_failures == 1
+    assert outcomes(stage.service) == [Outcome.COMPLETE]

@@ -67,9 +67,7 @@ class Work:
 
 
 class Engine:
-    """The owner calls `arrive` and, at `ends_at`, `step_over`; then it takes what is in the lists `first`, `done` and
-    `events`.
-    """
+    """The owner calls `arrive` and, at `ends_at`, `step_over`; then it takes what `first`, `done` and `events` hold."""
 
     def __init__(self, profile: Profile, block_size: int, number: int = 0) -> None:
         self.number = number

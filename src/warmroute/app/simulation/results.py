@@ -59,16 +59,17 @@ class Results:
         self._ttft_s = array("d", bytes(8 * n))
         self._itl_s = array("d")
         self._e2e_s = array("d")
-        self._engine_requests = [0] * len(scenario.engines)
+        self.engine_requests = [0] * len(scenario.engines)
         self._prompt = self._hit = self._infinite = self._output = 0
-        self._end = 0.0
+        self.end_s = 0.0
+        """Virtual seconds that the run took."""
         self._busy: list[float] = []
         self._preemptions = 0
 
     def asked(self, number: int, engine: int, prompt_tokens: int, infinite_tokens: int) -> None:
         """A request arrived and was sent to an engine."""
         if number >= self._from:
-            self._engine_requests[engine] += 1
+            self.engine_requests[engine] += 1
             self._prompt += prompt_tokens
             self._infinite += infinite_tokens
 
@@ -90,7 +91,7 @@ class Results:
 
     def finish(self, engines: Sequence[Engine], now: float) -> None:
         """The run is over."""
-        self._end = now
+        self.end_s = now
         self._busy = [engine.busy_s for engine in engines]
         self._preemptions = sum(engine.preemptions for engine in engines)
 
@@ -100,7 +101,7 @@ class Results:
 
     def summary(self) -> Summary:
         """The figures."""
-        span_s = max(1e-9, self._end)
+        span_s = max(1e-9, self.end_s)
         ttft, itl, e2e = self.ttft_s(), sorted(self._itl_s), self._e2e_s
         n = len(self.scenario.engines)
         return Summary(
@@ -118,7 +119,7 @@ class Results:
             requests_per_s=len(ttft) / span_s / (1 - self.scenario.warmup),
             hit_rate=self._hit / max(1, self._prompt),
             hit_rate_infinite=self._infinite / max(1, self._prompt),
-            load_spread=max(self._engine_requests) * n / max(1, sum(self._engine_requests)),
+            load_spread=max(self.engine_requests) * n / max(1, sum(self.engine_requests)),
             work_spread=max(self._busy) * n / max(1e-9, sum(self._busy)),
             utilisation=sum(self._busy) / n / span_s,
             preemptions=self._preemptions,

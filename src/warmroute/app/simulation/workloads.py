@@ -53,10 +53,10 @@ def tokens_of(pieces: Sequence[Piece]) -> array[int]:
     for number, length in pieces:
         at = mix(number + 1) & ((1 << _POOL_BITS) - 1)
         tokens.append(number & 0x7FFFFFFF)
-        while length > 1:
-            part = min(length - 1, 1 << _POOL_BITS)
-            tokens.extend(_POOL[at : at + part])
-            length -= part
+        rest = length - 1
+        while rest > 0:
+            tokens.extend(_POOL[at : at + min(rest, 1 << _POOL_BITS)])
+            rest -= 1 << _POOL_BITS
     return tokens
 
 

@@ -7,7 +7,7 @@ one request as parallel lists, because a thousand small objects per request woul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -65,6 +65,17 @@ class Candidates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Seconds a prefill takes there however short it is, learned from its answers."""
     per_token_s: list[float]
     """Seconds there per prompt token that is not cached, learned from its answers."""
+    per_context_s: list[float]
+    """Seconds there per token that running requests hold (`kv_tokens`), learned from its answers."""
+
+    busy: list[float]
+    """Share of the time of late for which prefill was booked there; above 1 if it was more than the worker can do."""
+    requests_per_s: float
+    """Requests of late, all workers together."""
+    kv_tokens_max: int
+    """Least room that any candidate's GPU cache has, in tokens; 0 if it is not known of all."""
+    all_believed: bool
+    """Whether all of `belief` is 1."""
 
     @property
     def decoding(self) -> list[int]:
@@ -86,14 +97,15 @@ class Candidates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def first_token_s(self, i: int) -> float:
         """Seconds from now until this request's first token is expected of candidate `i`."""
         wait = max(0.0, self.free_at[i] - self.now)
-        return wait + self.fixed_s[i] + (self.prompt_tokens - self.overlap_tokens[i]) * self.per_token_s[i]
+        step = self.fixed_s[i] + self.per_context_s[i] * self.kv_tokens[i]
+        return wait + step + (self.prompt_tokens - self.overlap_tokens[i]) * self.per_token_s[i]
 
     def only(self, kept: Sequence[int]) -> Candidates:
         """These candidates alone, for people who ask why."""
         picked = {
             name: [value[i] for i in kept]
             for name in self.__struct_fields__
-            if isinstance(value := getattr(self, name), list)
+            if name not in ("token_ids", "chain") and isinstance(value := getattr(self, name), list)
         }
         workers = tuple(self.workers[i] for i in kept)
         return msgspec.structs.replace(self, **(picked | {"workers": workers, "token_ids": None, "chain": ()}))
@@ -124,8 +136,11 @@ class Remembers(Policy, Protocol):
 
 
 class Explains(Policy, Protocol):
-    """A policy whose cost is a sum that can be shown term by term."""
+    """A policy whose cost is a sum that can be shown term by term, long after."""
 
-    def terms(self, candidates: Candidates) -> dict[str, list[float]]:
+    memo: Any
+    """Whatever the last costs rested on beside the candidates: kept with the decision."""
+
+    def terms(self, candidates: Candidates, memo: Any) -> dict[str, list[float]]:
         """Name -> one number per candidate; per candidate they add up to its cost."""
         ...

@@ -1,36 +1,149 @@
-"""The default policy: one cost in seconds."""
+"""The default policy: one cost in seconds, for this request and for those it makes wait.
+
+cost = queue + step + prefill + others + generations + memory - replication
+
+    queue        until the prefill queued ahead is expected to be done
+    step         a step of the engine beside what runs there
+    prefill      computing what the worker does not hold, at its own learned rate
+    others       the delay of requests yet to come, which arrive while this prefill keeps the worker busy: the more of
+                 them the longer the queue, and the longer for each the busier the worker has been of late
+    generations  a slower step for all tokens that are generated there, this request's and the others'
+    memory       what does not fit into the cache beside what runs there has to wait, or be computed again
+    replication  what requests have paid by queueing at the holders of this prefix while others were free: when it is
+                 worth a prefill, it pays for one, and there is one holder more
+
+No term has a threshold at which the decision changes its kind; each is zero where it does not matter.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final, NamedTuple
 
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.policies.contract import Candidates
+from warmroute.types import PrefixHash
+
+WORK_SHARE: Final = 0.5
+"""What a second of computing costs others even on an idle worker: a burst does not stay as short as its beginning."""
+BUSY_MAX: Final = 0.95
+"""However busy a worker looks, its queue is taken to end some time."""
+ROOMY_SHARE: Final = 0.85
+"""Share of the cache that prompts may fill before memory costs: what they generate needs room too."""
+CREDIT_HALF_LIFE_S: Final = 60.0
+CREDITS_MAX: Final = 10_000
+"""Prefixes for which queueing is remembered; the least recently used goes first."""
+
+
+class Memo(NamedTuple):
+    """What a decision rested on beside its candidates: kept with it, so that it can be explained later."""
+
+    credit_s: float
+    """Seconds that had been queued for the longest prefix anybody held."""
+    best_tokens: int
+    """The length of that prefix."""
+    others_per_s: float
+    """Requests expected per second and worker, times the weight of their delay."""
 
 
 class LeastWork:
-    """Seconds until this request's first token, plus the harm done to those already running.
-
-    One smooth sum, so locality is given up exactly when the queue behind it costs more than it saves.
-    """
+    """Seconds; the weights of `config` scale the terms."""
 
     name: ClassVar[str] = "warmroute"
 
     def __init__(self, config: RoutingConfig) -> None:
+        self._config = config
         self._cpu_loss = 1.0 - config.cpu_hit_worth
         self._storage_loss = 1.0 - config.storage_hit_worth
-        self._decode_s = config.decode_weight / config.decode_tokens_per_s
+        self._credits: OrderedDict[PrefixHash, tuple[float, float]] = OrderedDict()
+        self.memo = Memo(0.0, 0, 0.0)
+        """Of the last costs."""
 
     def costs(self, candidates: Candidates) -> Sequence[float]:
         """Seconds."""
-        c, prompt, now, decode_s = candidates, candidates.prompt_tokens, candidates.now, self._decode_s
+        c, prompt, now = candidates, candidates.prompt_tokens, candidates.now
+        best = max(c.overlap_tokens)
+        others = self._config.others_weight * c.requests_per_s / len(c.workers)
+        self.memo = memo = Memo(self._credit(c, best), best, others)
         worth = self._worth(c)
-        return [
-            (free - now if free > now else 0.0) + fixed + (prompt - worth) * per_token + (all_ - prefilling) * decode_s
-            for free, fixed, per_token, worth, all_, prefilling in zip(
-                c.free_at, c.fixed_s, c.per_token_s, worth, c.requests, c.prefilling, strict=True
+        work, steps = self._config.others_weight * WORK_SHARE, 1.0 + self._config.decode_weight
+        missing = [(prompt - held) * per_token for held, per_token in zip(worth, c.per_token_s, strict=True)]
+        if memo.credit_s:
+            missing = [s - paid for s, paid in zip(missing, _paid(c, memo), strict=True)]
+        costs = [
+            (wait := (free - now if free > now else 0.0) + fixed + kv * per_context * steps)
+            + s
+            + s * (work + others * (wait + s / 2) / (1.0 - (busy if busy < BUSY_MAX else BUSY_MAX)))  # noqa: FURB136 - faster
+            for free, fixed, kv, per_context, s, busy in zip(
+                c.free_at, c.fixed_s, c.kv_tokens, c.per_context_s, missing, c.busy, strict=True
             )
+        ]
+        memory = self._memory(c)
+        return costs if memory is None else [cost + more for cost, more in zip(costs, memory, strict=True)]
+
+    def terms(self, candidates: Candidates, memo: Memo) -> dict[str, list[float]]:
+        """The terms that `costs` has summed up; `others` with what replication pays for left out."""
+        c = candidates
+        n = len(c.workers)
+        worth, paid = self._worth(c), _paid(c, memo)
+        prefill = [(c.prompt_tokens - held) * s for held, s in zip(worth, c.per_token_s, strict=True)]
+        step = [c.fixed_s[i] + c.kv_tokens[i] * c.per_context_s[i] for i in range(n)]
+        generations = [c.kv_tokens[i] * c.per_context_s[i] * self._config.decode_weight for i in range(n)]
+        others = []
+        for i, wait in enumerate(c.wait_s):
+            s = prefill[i] - paid[i]
+            delayed = memo.others_per_s * (wait + step[i] + generations[i] + s / 2) / (1.0 - min(c.busy[i], BUSY_MAX))
+            others.append(s * (self._config.others_weight * WORK_SHARE + delayed))
+        return {
+            "queue": c.wait_s,
+            "step": step,
+            "prefill": prefill,
+            "others": others,
+            "generations": generations,
+            "memory": self._memory(c) or [0.0] * n,
+            "replication": [-each for each in paid],
+        }
+
+    def chosen(self, candidates: Candidates, winner: int) -> None:
+        """Settle the replication account of the prefix that the best holder has."""
+        c, best = candidates, self.memo.best_tokens
+        if not (best and len(c.chain) and self._config.replication_weight):
+            return
+        missing_s = (best - c.overlap_tokens[winner]) * c.per_token_s[winner]
+        if missing_s > 0:
+            credit_s = max(0.0, self.memo.credit_s - missing_s)
+        elif c.claimed_tokens[winner]:
+            return  # it waits for the prefix to be computed for the first time: a copy would take as long
+        else:
+            loads = [
+                (free - c.now if free > c.now else 0.0) + fixed + kv * per_context
+                for free, fixed, kv, per_context in zip(c.free_at, c.fixed_s, c.kv_tokens, c.per_context_s, strict=True)
+            ]
+            credit_s = self.memo.credit_s + (loads[winner] - min(loads)) * self._config.replication_weight
+        prefix = c.chain[best // c.block_size - 1]
+        self._credits[prefix] = (credit_s, c.now)
+        self._credits.move_to_end(prefix)
+        if len(self._credits) > CREDITS_MAX:
+            self._credits.popitem(last=False)
+
+    def _credit(self, c: Candidates, best: int) -> float:
+        """Seconds that have been queued for the longest prefix anybody holds of this request."""
+        if not (best and len(c.chain)):
+            return 0.0
+        credit_s, at = self._credits.get(c.chain[best // c.block_size - 1], (0.0, 0.0))
+        return credit_s * 0.5 ** ((c.now - at) / CREDIT_HALF_LIFE_S) if credit_s else 0.0
+
+    def _memory(self, c: Candidates) -> list[float] | None:
+        """None where everything fits everywhere."""
+        prompt, weight = c.prompt_tokens, self._config.memory_weight
+        if (max(c.kv_tokens) + prompt) <= ROOMY_SHARE * c.kv_tokens_max or not weight:
+            return None
+        return [
+            weight * per_token * max(0.0, kv + prompt - ROOMY_SHARE * worker.kv_tokens_max)
+            if worker.kv_tokens_max
+            else 0.0
+            for worker, kv, per_token in zip(c.workers, c.kv_tokens, c.per_token_s, strict=True)
         ]
 
     def _worth(self, c: Candidates) -> Sequence[float]:
@@ -40,6 +153,15 @@ class LeastWork:
             cpu_loss, storage_loss = self._cpu_loss, self._storage_loss
             tiers = zip(worth, c.cpu_tokens, c.storage_tokens, strict=True)
             worth = [held - cpu * cpu_loss - storage * storage_loss for held, cpu, storage in tiers]
-        if min(c.belief) < 1.0:
+        if not c.all_believed:
             worth = [held * belief for held, belief in zip(worth, c.belief, strict=True)]
         return worth
+
+
+def _paid(c: Candidates, memo: Memo) -> list[float]:
+    """How much of computing the longest prefix is paid for, per candidate."""
+    credit_s, best, _ = memo
+    return [
+        min(credit_s, (best - overlap) * per_token)
+        for overlap, per_token in zip(c.overlap_tokens, c.per_token_s, strict=True)
+    ]

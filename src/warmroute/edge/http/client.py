@@ -11,14 +11,16 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from typing import Protocol, cast
+from collections.abc import Mapping
+from typing import Final, Protocol, cast
 
 import httptools
 
 from warmroute.config.tree import GatewayConfig
 from warmroute.edge.http.exchange import Exchange, Plane, Request
 from warmroute.edge.http.head import CONTINUE, error_reply, reply_bytes
-from warmroute.service.ports import Reply, RequestHead
+from warmroute.errors import ClientError
+from warmroute.service.ports import Guard, Headers, Reply, RequestHead
 
 _WRITE_BUFFER_BYTES_HIGH = 256 * 1024
 """With so much unsent, the engine's stream is paused."""
@@ -32,10 +34,15 @@ _FORBIDDEN = frozenset({b"CONNECT", b"TRACE"})
 _CHECKED = frozenset({b"content-length", b"expect", b"host", b"transfer-encoding", b"upgrade"})
 
 
+_HEADERS_OF: Final[Mapping[int, Headers]] = {
+    401: ((b"WWW-Authenticate", b"Bearer"),),
+    405: ((b"Allow", b", ".join(sorted(_METHODS))),),
+}
+
+
 class _Refused(Exception):  # noqa: N818 - not an error of ours: it leaves the parser's callbacks
-    def __init__(self, status: int, message: str) -> None:
-        headers = ((b"Allow", b", ".join(sorted(_METHODS))),) if status == 405 else ()
-        self.reply = error_reply(status, message, headers=headers)
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+        self.reply = error_reply(status, message, code=code, headers=_HEADERS_OF.get(status, ()))
 
 
 class Server(Protocol):
@@ -205,6 +212,8 @@ class ClientConnection(asyncio.Protocol):
             size = len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers)
             if size > self._config.max_head_bytes:
                 raise _Refused(431, f"The request's head is larger than {self._config.max_head_bytes} bytes.")
+        if self._plane.guard is not None:
+            self._headers = list(self._guarded(self._plane.guard, method).headers)
         checked = [(low, value) for name, value in self._headers if (low := name.lower()) in _CHECKED]
         if len(checked) != 2 or checked[0][0] != b"host" or checked[1][0] != b"content-length":
             self._check_rare(checked, version)
@@ -214,6 +223,12 @@ class ClientConnection(asyncio.Protocol):
         self._keep_alive = self._http11 and parser.should_keep_alive()
         self._in_body = True
         self._unread_bytes = 0
+
+    def _guarded(self, guard: Guard, method: bytes) -> RequestHead:
+        try:
+            return guard.admit(RequestHead(method, self._target, tuple(self._headers)))
+        except ClientError as error:
+            raise _Refused(error.status, error.message, error.code) from None
 
     def _check_rare(self, checked: list[tuple[bytes, bytes]], version: str) -> None:
         """The headers that frame or aim a request, where they are not simply one Host and one Content-Length."""

@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
+import traceback
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+from warmroute.config.tree import GatewayConfig
 from warmroute.edge.http.body import Body, body_of
 from warmroute.edge.http.counts import Counts
 from warmroute.edge.http.head import (
@@ -34,8 +37,8 @@ from warmroute.edge.http.head import (
     response_bytes,
 )
 from warmroute.edge.http.upstream import EngineConnection, EnginePool
-from warmroute.errors import ClientError, EngineError, NoWorkerError
-from warmroute.service.ports import Dispatch, GatewayService, Outcome, Reply, RequestHead
+from warmroute.errors import ClientError, EngineError, LimitError, NoWorkerError
+from warmroute.service.ports import Dispatch, GatewayService, Guard, Outcome, Reply, RequestHead
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class Plane:
     service: GatewayService
     pool: EnginePool
     counts: Counts
+    guard: Guard | None = None
     draining: bool = False
 
 
@@ -100,7 +104,8 @@ class Exchange:
 
     __slots__ = (
         "_answered", "_body", "_buffer", "_client", "_close", "_dispatch", "_dispatched", "_endless", "_engaged",
-        "_engine", "_engine_reusable", "_gone", "_held", "_plane", "_request", "_status", "_tail", "_waiting",
+        "_engine", "_engine_reusable", "_gone", "_held", "_pieces", "_plane", "_quiet_since", "_request",
+        "_seen_pieces", "_status", "_tail", "_waiting",
     )  # fmt: skip
 
     _dispatch: Dispatch
@@ -117,6 +122,8 @@ class Exchange:
         self._waiting: asyncio.Future[Dispatch | Reply] | asyncio.Task[None] | None = None
         """The decision or the connection that is waited for."""
         self._dispatched = self._engaged = self._answered = self._gone = False
+        self._pieces = 0
+        """Of the answer's body, so far: what shows a sweep that the engine is alive."""
         self._buffer: bytes | None = None
         """Part of the answer's head; None: not a byte has come."""
         self._held: bytes | None = None
@@ -161,13 +168,22 @@ class Exchange:
         headers = ((b"x-request-id", request_id),)
         if isinstance(error, ClientError):
             self._answer(error_reply(error.status, error.message, code=error.code, param=error.param, headers=headers))
+        elif isinstance(error, LimitError):
+            later = (b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after_s)))
+            self._answer(error_reply(error.status, str(error), code=error.reason, headers=(*headers, later)))
         elif isinstance(error, NoWorkerError):
             self._answer(error_reply(503, str(error), code="no_worker", headers=headers))
         else:
             self._plane.counts.service_failures += 1
-            log.error("request %s failed", request_id.decode("latin-1"), exc_info=error)
+            self._log_failure(error, request_id)
             message = "The gateway failed to serve this request; its log says why, under this x-request-id."
             self._answer(error_reply(500, message, code="internal_error", headers=headers))
+
+    def _log_failure(self, error: BaseException, request_id: bytes) -> None:
+        """Where it failed, not with what: an exception's message may hold what a client sent."""
+        where = "".join(traceback.format_tb(error.__traceback__))
+        log.error("request %r failed: %s in\n%s", request_id.decode("latin-1"), type(error).__name__, where)
+        log.debug("request %r failed with", request_id.decode("latin-1"), exc_info=error)
 
     # Attempting
 
@@ -182,6 +198,7 @@ class Exchange:
         self._waiting = None
         self._engine, self._engaged = engine, True
         engine.attach(self, self._on_head)
+        self._seen_pieces = -1
         body = self._request.body
         head = request_bytes(
             self._request.head, body, engine.endpoint.authority.encode(), self._dispatch.request_headers
@@ -262,7 +279,7 @@ class Exchange:
         out = response_bytes(head, self._dispatch.response_headers, chunked=chunked and http11, close=self._close)
         if len(data) == head.length and framing in _SIZED:  # nearly every answer that is no stream
             transport.write(out + data)
-            self._dispatch.answering(head.status)
+            self._answering(head.status)
             self._complete(data[-_TAIL_BYTES:])
             return
         self._status, self._held = head.status, out
@@ -273,10 +290,17 @@ class Exchange:
             self._on_first_byte(data)
 
     def _on_first_byte(self, data: bytes) -> None:
-        self._dispatch.answering(self._status)
+        self._answering(self._status)
         self._send_head()
         self._engine.receive = self._on_body
         self._on_body(data)
+
+    def _answering(self, status: int) -> None:
+        try:
+            self._dispatch.answering(status)
+        except Exception as error:  # the answer goes on: it is the client's
+            self._plane.counts.service_failures += 1
+            self._log_failure(error, b"at its first byte")
 
     def _send_head(self) -> None:
         if self._held is not None:
@@ -291,6 +315,7 @@ class Exchange:
         except EngineError as error:
             self._engine_fault("malformed_body", str(error))
             return
+        self._pieces += 1
         self._client.transport.write(data)
         self._tail.append(data if len(data) <= _TAIL_BYTES else data[-_TAIL_BYTES:])
         if body.ended:
@@ -323,7 +348,7 @@ class Exchange:
         self._finish(Outcome.COMPLETE, tail)
         self._client.finished(close=self._close)
 
-    def _engine_fault(self, reason: str, message: str) -> None:
+    def _engine_fault(self, reason: str, message: str, status: int = 502) -> None:
         """The answer went wrong after its first byte: an error if the client got nothing of it yet, else a cut."""
         self._plane.counts.engine_faults[reason] += 1
         self._disengage()
@@ -331,8 +356,22 @@ class Exchange:
         if self._answered:
             self._client.cut(reset=self._endless)
         else:
-            message = f"Engine {self._dispatch.endpoint.authority} gave a bad answer: {message}."
-            self._answer(error_reply(502, message, code="engine_failed", headers=self._dispatch.response_headers))
+            code, fault = ("engine_failed", "gave a bad answer") if status == 502 else ("engine_timeout", "is silent")
+            message = f"Engine {self._dispatch.endpoint.authority} {fault}: {message}."
+            self._answer(error_reply(status, message, code=code, headers=self._dispatch.response_headers))
+
+    def sweep(self, now: float, config: GatewayConfig, *, paused: bool) -> None:
+        """Once per sweep: give up an engine that is silent for too long, while the client is ready to take more."""
+        if not self._engaged:
+            return
+        if paused or self._pieces != self._seen_pieces:
+            self._seen_pieces, self._quiet_since = self._pieces, now
+            return
+        name, limit_s = "first_byte_timeout", config.first_byte_timeout_s
+        if self._answered:
+            name, limit_s = "idle_timeout", config.idle_timeout_s
+        if now - self._quiet_since >= limit_s:
+            self._engine_fault(name, f"nothing came for {limit_s:g} s", status=504)
 
     def _answer(self, reply: Reply) -> None:
         if not self._gone:
@@ -358,6 +397,6 @@ class Exchange:
         self._dispatched = False
         try:
             self._dispatch.finished(outcome, tail)
-        except Exception:
+        except Exception as error:
             self._plane.counts.service_failures += 1
-            log.exception("the service failed to take the end of a request (%s)", outcome.value)
+            self._log_failure(error, f"with outcome {outcome.value}".encode())

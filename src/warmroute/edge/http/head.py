@@ -201,6 +201,6 @@ def error_reply(
         headers = (*headers, (b"x-request-id", secrets.token_hex(8).encode()))
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and not any(name == b"Retry-After" for name, _ in headers):
         headers = (*headers, (b"Retry-After", b"1"))
     return Reply(status, body, headers=headers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 
 from warmroute.config.tree import GatewayConfig
 from warmroute.edge.http.client import ClientConnection
@@ -15,7 +16,7 @@ from warmroute.edge.http.counts import Counts
 from warmroute.edge.http.exchange import Plane
 from warmroute.edge.http.upstream import EnginePool
 from warmroute.errors import ConfigError
-from warmroute.service.ports import GatewayService
+from warmroute.service.ports import GatewayService, Guard
 
 _BACKLOG = 4096
 """Connections the kernel keeps for us while the loop is busy: bursts of clients must not be refused."""
@@ -26,24 +27,40 @@ _SWEEP_S = 1.0
 class HttpServer:
     """Serves `service` to HTTP clients on the running event loop."""
 
-    def __init__(self, service: GatewayService, config: GatewayConfig) -> None:
+    def __init__(
+        self,
+        service: GatewayService,
+        config: GatewayConfig,
+        *,
+        guard: Guard | None = None,
+        tls: ssl.SSLContext | None = None,
+        engine_tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.config = config
         self.counts = Counts()
-        self.pool = EnginePool(config.connect_timeout_s, self.counts)
-        self.plane = Plane(service, self.pool, self.counts)
+        self.pool = EnginePool(config.connect_timeout_s, self.counts, engine_tls)
+        self.plane = Plane(service, self.pool, self.counts, guard)
+        self._tls = tls
         self.clients: set[ClientConnection] = set()
         self.now = 0.0
         self._server: asyncio.Server | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
-        self._sweep_s = min(_SWEEP_S, config.head_timeout_s / 4, config.keepalive_timeout_s / 4)
+        timeouts_s = (config.head_timeout_s, config.keepalive_timeout_s)
+        engine_timeouts_s = (config.first_byte_timeout_s, config.idle_timeout_s)
+        self._sweep_s = min(_SWEEP_S, *(timeout_s / 4 for timeout_s in timeouts_s + engine_timeouts_s))
 
     async def start(self) -> int:
         """Listen; the port that is listened on. Raises ConfigError if the address cannot be had."""
         self._sweep()
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: ClientConnection(self), self.config.host, self.config.port, backlog=_BACKLOG
+                lambda: ClientConnection(self),
+                self.config.host,
+                self.config.port,
+                backlog=_BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=self.config.head_timeout_s if self._tls else None,
             )
         except OSError as error:
             self._stop_sweeping()
@@ -92,7 +109,9 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         self.now = loop.time()
         for client in list(self.clients):
-            if client.exchange is None and self.now >= client.deadline:
+            if client.exchange is not None:
+                client.exchange.sweep(self.now, self.config, paused=client.paused)
+            elif self.now >= client.deadline:
                 client.expired()
         self.pool.sweep(self.now)
         self._sweeping = loop.call_later(self._sweep_s, self._sweep)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -122,7 +123,8 @@ class EngineConnection(asyncio.Protocol):
 class EnginePool:
     """The connections to all engines."""
 
-    def __init__(self, connect_timeout_s: float, counts: Counts) -> None:
+    def __init__(self, connect_timeout_s: float, counts: Counts, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._connect_timeout_s = connect_timeout_s
         self._counts = counts
         self._idle: dict[Endpoint, list[EngineConnection]] = {}
@@ -169,7 +171,10 @@ class EnginePool:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, engine = await loop.create_connection(
-                    lambda: EngineConnection(self, endpoint), endpoint.host, endpoint.port, ssl=endpoint.tls or None
+                    lambda: EngineConnection(self, endpoint),
+                    endpoint.host,
+                    endpoint.port,
+                    ssl=(self._tls or True) if endpoint.tls else None,
                 )
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
             self._counts.connect_failures += 1

@@ -61,8 +61,9 @@ class Link:
     # The port EventSource.
 
     def start(self, sink: EventSink) -> None:
-        """Connect, and go on trying."""
+        """Connect, and go on trying; after a `close`, as a socket of its own."""
         self._sink = sink
+        self.engine.subscriber = self
         self._time.call_later(self._delay(), self._connect)
 
     def replay(self, start: int) -> None:
@@ -83,6 +84,7 @@ class Link:
 
     def close(self) -> None:
         """Nothing is delivered any more."""
+        self._break()
         self._sink = None
         self._question += 1
         self.engine.subscriber = None

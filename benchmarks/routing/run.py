@@ -1,0 +1,128 @@
+"""Every policy against every other on simulated clusters: the published table.
+
+    .venv/bin/python benchmarks/routing/run.py [--engines 4,16,64,256] [--trace FILE] [--jobs 2]
+
+A cell is a workload on so many engines. For each it is told how far Warmroute's policy is from the best of all others
+in that cell, mean and 99th percentile of the time to first token: a ratio of 0.90 is 10 % better, and the best other
+policy may be another in each cell. Results go to benchmarks/results/routing.json as they come; what is there already
+for the same cell is not run again unless `--fresh` is given. `--ablation` runs ours with one term left out at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from warmroute.app.simulation.cluster import Cluster
+from warmroute.app.simulation.profiles import parse_profile
+from warmroute.app.simulation.scenario import Scenario, rate_for
+from warmroute.app.simulation.workloads import WORKLOADS, Trace
+from warmroute.config.ranges import POLICIES
+from warmroute.config.tree import RoutingConfig
+
+RESULTS = Path(__file__).parent.parent / "results" / "routing.json"
+PROFILE, SLOWER = "qwen3-32b@h100x2", "qwen3-32b@a100x2"
+BLOCK_SIZE, UTILISATION, REQUESTS_PER_ENGINE, REQUESTS_MIN = 128, 0.7, 300, 4000
+OURS = "warmroute"
+ABLATIONS = {
+    "without others": {"others_weight": 0.0},
+    "without generations": {"decode_weight": 0.0},
+    "without memory": {"memory_weight": 0.0},
+    "without replication": {"replication_weight": 0.0},
+}
+
+
+def scenario(workload: str, engines: int, routing: RoutingConfig, trace: str | None) -> Scenario:
+    fleet = [parse_profile(PROFILE)] * engines
+    if workload == "unlike engines":
+        fleet = [parse_profile(SLOWER if n % 2 == 0 else PROFILE) for n in range(engines)]
+    made = Trace(Path(trace)) if workload == "trace" and trace else WORKLOADS.get(workload, WORKLOADS["chat"])
+    return Scenario(
+        workload=made,
+        engines=fleet,
+        requests=max(REQUESTS_MIN, REQUESTS_PER_ENGINE * engines),
+        requests_per_s=rate_for(UTILISATION, made, fleet, BLOCK_SIZE),
+        routing=routing,
+        block_size=BLOCK_SIZE,
+    )
+
+
+def run(job: tuple[str, int, str, str | None]) -> dict[str, object]:
+    workload, engines, policy, trace = job
+    routing = RoutingConfig(**ABLATIONS[policy]) if policy in ABLATIONS else RoutingConfig(policy=policy)
+    return Cluster(scenario(workload, engines, routing, trace)).run().summary().as_dict() | {"policy": policy}
+
+
+def cells(arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    workloads = [*WORKLOADS, "unlike engines", *(["trace"] if arguments.trace else [])]
+    for engines in arguments.engines:
+        for workload in workloads:
+            yield workload, engines
+
+
+def key(workload: str, engines: int, policy: str) -> str:
+    return f"{workload}/{engines}/{policy}"
+
+
+def table(found: dict[str, dict[str, float]], which: list[tuple[str, int]]) -> str:
+    head = f"{'workload':15} {'engines':>7} {'mean s':>8} {'p99 s':>8} {'hits':>6} {'spread':>6} {'mean':>6} {'p99':>6}"
+    lines = [f"{head}  best other by mean, by p99"]
+    better = worse = 0
+    others = [policy for policy in POLICIES if policy != OURS]
+    for workload, engines in which:
+        ours = found[key(workload, engines, OURS)]
+        best = {
+            figure: min(others, key=lambda policy, figure=figure: found[key(workload, engines, policy)][figure])
+            for figure in ("ttft_mean_s", "ttft_p99_s")
+        }
+        mean, p99 = (ours[figure] / found[key(workload, engines, policy)][figure] for figure, policy in best.items())
+        better += mean <= 0.9
+        worse += mean > 1.02 or p99 > 1.02
+        lines.append(
+            f"{workload:15} {engines:>7} {ours['ttft_mean_s']:>8.3f} {ours['ttft_p99_s']:>8.3f} "
+            f"{ours['hit_rate']:>6.3f} {ours['load_spread']:>6.2f} {mean:>6.2f} {p99:>6.2f}  {', '.join(best.values())}"
+        )
+    lines.append(f"{len(which)} cells: mean at least 10 % better in {better}, mean or p99 over 2 % worse in {worse}")
+    for policy in others:
+        ratios = [found[key(w, n, OURS)]["ttft_mean_s"] / found[key(w, n, policy)]["ttft_mean_s"] for w, n in which]
+        lines.append(f"against {policy:16} alone: mean TTFT {min(ratios):.2f} to {max(ratios):.2f} of its")
+    return "\n".join(lines)
+
+
+def ablation(found: dict[str, dict[str, float]], which: list[tuple[str, int]]) -> str:
+    lines = [f"{'':21}" + "".join(f"{w[:12]:>13}" for w, _ in which)]
+    for name in ABLATIONS:
+        ratios = [found[key(w, n, name)]["ttft_mean_s"] / found[key(w, n, OURS)]["ttft_mean_s"] for w, n in which]
+        lines.append(f"{name:21}" + "".join(f"{ratio:>13.2f}" for ratio in ratios))
+    return "mean TTFT without a term, relative to all terms:\n" + "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", type=lambda text: [int(n) for n in text.split(",")], default=[4, 16, 64, 256])
+    parser.add_argument("--trace", help="a trace in Mooncake's format, as one workload more")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--fresh", action="store_true", help="run everything again")
+    parser.add_argument("--ours", action="store_true", help="run ours again, the others only where they are missing")
+    parser.add_argument("--ablation", action="store_true")
+    arguments = parser.parse_args()
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() and not arguments.fresh else {}
+    policies = [OURS, *ABLATIONS] if arguments.ablation else POLICIES
+    which = list(cells(arguments))
+    jobs = [(workload, engines, policy, arguments.trace) for workload, engines in which for policy in policies]
+    again = {OURS, *ABLATIONS} if arguments.ours else set()
+    jobs = [job for job in jobs if key(*job[:3]) not in found or job[2] in again]
+    RESULTS.parent.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for n, (job, figures) in enumerate(zip(jobs, pool.map(run, jobs), strict=True), 1):
+            found[key(*job[:3])] = figures
+            RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+            print(f"{n}/{len(jobs)} {job[0]} on {job[1]}, {job[2]}: {figures['ttft_mean_s']:.3f} s", flush=True)
+    print(ablation(found, which) if arguments.ablation else table(found, which))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Workers to leave out of a decision for now: those that have enough to do, and those whose engine keeps failing.
+
+It is a wish, not an order: if nobody else is left, the router picks among all, because a doubtful engine is better than
+none. That there is somebody else, admission sees to for saturation (requests wait), and time for breakers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from warmroute.core.breaker import Breakers
+from warmroute.core.load import LoadTable
+from warmroute.types import Fleet, WorkerId
+
+Avoided: TypeAlias = Callable[[float], frozenset[WorkerId]]
+"""The workers to leave out at a moment; empty nearly always."""
+
+
+class Saturation:
+    """Which workers have as many requests as they may."""
+
+    def __init__(self, load: LoadTable, fleet: Callable[[], Fleet], clock: Callable[[], float], most: int) -> None:
+        self._load = load
+        self._fleet = fleet
+        self._clock = clock
+        self._most = most
+
+    def avoided(self, now: float) -> frozenset[WorkerId]:
+        """Those that are full."""
+        return frozenset(w.id for w in self._fleet().workers if self._load.of(w.id, now).requests >= self._most)
+
+    def room(self, model: str | None, booking: int) -> bool:
+        """Whether the model's workers have room beside `booking` requests; true if there are none: then it fails."""
+        now, fleet = self._clock(), self._fleet()
+        workers = [w for w in (fleet.workers if model is None else fleet.serving(model)) if w.ready]
+        free = sum(max(0, self._most - self._load.of(w.id, now).requests) for w in workers)
+        return free > booking or not workers
+
+
+def shut_workers(breakers: Breakers, fleet: Callable[[], Fleet]) -> Avoided:
+    """The workers of engines whose breaker is open."""
+
+    def avoided(now: float) -> frozenset[WorkerId]:
+        shut = breakers.shut(now) if len(breakers) else ()
+        return frozenset(worker.id for worker in fleet().workers if worker.endpoint in shut) if shut else frozenset()
+
+    return avoided

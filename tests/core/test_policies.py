@@ -1,0 +1,304 @@
+"""Policies: the baselines by their sources' rules, ours by what each term is for, strangers' ones guarded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, nan
+
+import msgspec
+import pytest
+
+from warmroute.config.ranges import POLICIES
+from warmroute.config.tree import RoutingConfig
+from warmroute.core.dice import Dice
+from warmroute.core.index.reference import ReferenceIndex
+from warmroute.core.policies import BASELINES, Candidates, LeastWork, Policy, make_policy
+from warmroute.core.policies.guard import Guarded
+from warmroute.core.policies.peers import Aibrix, Approximate, Dynamo, LlmD
+from warmroute.core.policies.simple import ConsistentHash, LeastLoaded, RoundRobin
+from warmroute.core.router import PickRequest, Router
+from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
+
+PROMPT = 160
+
+
+def candidates(
+    requests: Sequence[int], overlap: Sequence[int] | None = None, workers: Sequence[int] | None = None, **more: object
+) -> Candidates:
+    n = len(requests)
+    zeros = [0] * n
+    ids = workers or range(n)
+    facts: dict[str, object] = {
+        "workers": tuple(Worker(id=WorkerId(i), endpoint=Endpoint("10.0.0.1", i + 1)) for i in ids),
+        "now": 0.0,
+        "dice": Dice(1),
+        "prompt_tokens": PROMPT,
+        "token_ids": None,
+        "chain": (),
+        "block_size": 16,
+        "session": None,
+        "priority": 0,
+        "overlap_tokens": list(overlap or zeros),
+        "belief": [1.0] * n,
+        "requests": list(requests),
+        "fixed_s": [0.02] * n,
+        "per_token_s": [0.001] * n,
+        "requests_per_s": 1.0,
+        "kv_tokens_max": 0,
+        "all_believed": True,
+    }
+    for name in ("cpu_tokens", "storage_tokens", "claimed_tokens", "prefilling", "prefill_tokens", "kv_tokens"):
+        facts[name] = list(zeros)
+    for name in ("free_at", "per_context_s", "busy"):
+        facts[name] = [0.0] * n
+    return Candidates(**(facts | more))  # type: ignore[arg-type]
+
+
+def winners(policy: Policy, asked: Candidates) -> set[int]:
+    costs = list(policy.costs(asked))
+    assert len(costs) == len(asked.workers)
+    return {i for i, cost in enumerate(costs) if cost == min(costs)}
+
+
+@pytest.mark.parametrize(
+    ("requests", "overlap", "factor", "expected"),
+    [
+        pytest.param([100, 10, 12], [160, 128, 96], 1.0, {1}, id="E2"),
+        pytest.param([1, 10, 1, 4], [80, 160, 0, 0], 1.0, {0}, id="E4"),
+        pytest.param([5, 50, 60], [0, 128, 0], 2.0, {1}, id="E6"),
+        pytest.param([10, 10, 10], [144, 128, 112], 1.0, {0}, id="E8"),
+        pytest.param([10, 5, 15], [0, 0, 0], 1.0, {1}, id="E10"),
+    ],
+)
+def test_aibrix_caps_load_at_mean_plus_deviations(
+    requests: list[int], overlap: list[int], factor: float, expected: set[int]
+) -> None:
+    policy = Aibrix(imbalance_abs_count=1000, deviation_factor=factor)
+    assert winners(policy, candidates(requests, overlap)) == expected
+
+
+def test_e12_aibrix_beyond_the_gate_matches_among_the_least_loaded() -> None:
+    assert winners(Aibrix(), candidates([0, 0, 20], [0, 80, 160])) == {1}
+
+
+def test_e20_aibrix_over_several_turns() -> None:
+    policy, loads = Aibrix(), [0, 0, 0, 0]
+    held: list[list[str]] = [[], [], [], []]
+
+    def send(prompt: str, among: set[int] | None = None) -> int:
+        def match(prompts: list[str]) -> int:
+            blocks = [prompt[i : i + 4] for i in range(0, len(prompt), 4)]
+            best = 0
+            for other in prompts:
+                n = 0
+                while n < len(blocks) and other[4 * n : 4 * n + 4] == blocks[n]:
+                    n += 1
+                best = max(best, n)
+            return 4 * best
+
+        asked = candidates(loads, [match(prompts) for prompts in held], prompt_tokens=len(prompt))
+        won = winners(policy, asked)
+        fewest = min(loads[i] for i in won)
+        target = min(i for i in won if loads[i] == fewest)
+        loads[target] += 1
+        held[target].append(prompt)
+        return target
+
+    x = send("abcdegfh")
+    assert send("wxyz") != x
+    assert send("abcdegfh") == x
+    assert loads[send("abcd")] == 1, "one of the two that were idle"
+
+
+def test_approximate_follows_its_history_until_load_is_out_of_line() -> None:
+    policy, chain = Approximate(balance_abs_threshold=4), list(range(100, 110))
+    policy.chosen(candidates([0, 0, 0], chain=chain), 1)
+    assert winners(policy, candidates([0, 3, 0], chain=chain)) == {1}
+    assert winners(policy, candidates([0, 3, 0], chain=[100, 101, *range(8)])) == {0, 2}, "20 % is below the threshold"
+    assert winners(policy, candidates([0, 6, 1], chain=chain)) == {0}, "imbalanced: the shortest queue"
+
+
+def test_approximate_forgets_what_was_used_longest_ago() -> None:
+    policy = Approximate(tree_tokens_max=16 * 10)
+    policy.chosen(candidates([0, 0], chain=list(range(10))), 0)
+    policy.chosen(candidates([0, 0], chain=list(range(20, 30))), 0)
+    policy.chosen(candidates([0, 0], chain=list(range(40, 50))), 1)
+    assert winners(policy, candidates([0, 0], chain=list(range(20, 30)))) == {0}
+    assert winners(policy, candidates([0, 0], chain=list(range(10)))) == {0, 1}, "trees of equal size"
+
+
+def test_dynamo_counts_prefill_blocks_and_running_blocks_once() -> None:
+    policy, chain = Dynamo(), list(range(10))
+    asked = candidates([1, 1], [0, 0], chain=chain, prefill_tokens=[0, 320])
+    assert list(policy.costs(asked)) == [10 + 10, 30 + 10]
+    policy.chosen(asked, 0)
+    again = candidates([1, 1], [160, 0], chain=[*range(8), 98, 99])
+    assert list(policy.costs(again)) == [0 + 12, 10 + 10]
+    policy.ended(WorkerId(0), chain)
+    assert list(policy.costs(again)) == [0 + 10, 10 + 10]
+
+
+def test_llm_d_adds_weighted_scores() -> None:
+    asked = candidates([0, 0], [160, 0], prefilling=[2, 0], kv_tokens=[100, 0])
+    assert list(LlmD().costs(asked)) == [-(2 * 0 + 2 * 0 + 3 * 1), -(2 * 1 + 2 * 1 + 3 * 0)]
+    assert winners(LlmD(), candidates([0, 0, 0])) == {0, 1, 2}
+
+
+def test_a_session_keeps_its_worker_when_others_come_and_go() -> None:
+    policy = ConsistentHash()
+    before = [winners(policy, candidates([0] * 4, session=f"s{n}")) for n in range(50)]
+    after = [winners(policy, candidates([0] * 3, workers=[0, 1, 3], session=f"s{n}")) for n in range(50)]
+    assert len({next(iter(w)) for w in before}) == 4
+    for old, new in zip(before, after, strict=True):
+        ids = {0: 0, 1: 1, 2: 3}
+        assert old == {2} or {ids[next(iter(new))]} == old
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_names_a_cost_for_everybody_and_can_be_asked_for(name: str) -> None:
+    router = Router(ReferenceIndex(100), RoutingConfig(policy=name))
+    live = Trust(TrustState.LIVE, "", 0.0)
+    for n in (1, 2, 5):
+        fleet = Fleet(
+            [Worker(WorkerId(i), Endpoint("a", i + 1), models=(ModelInfo("m"),), trust=live) for i in range(n)]
+        )
+        for tokens in (None, list(range(40))):
+            decision = router.pick(PickRequest(model="m", token_ids=tokens, session="s"), fleet, 1.0)
+            assert decision.policy == name
+            assert len(decision.costs) == n
+            router.release(decision, 2.0, served=True)
+
+
+def test_a_request_may_name_its_policy() -> None:
+    router = Router(ReferenceIndex(100), RoutingConfig())
+    fleet = Fleet([Worker(WorkerId(i), Endpoint("a", i + 1), models=(ModelInfo("m"),)) for i in range(3)])
+    asked = PickRequest(model="m", policy="round_robin")
+    assert [router.pick(asked, fleet, 0.0).worker.id for _ in range(4)] == [0, 1, 2, 0]
+    assert router.pick(PickRequest(model="m", policy="no such"), fleet, 0.0).policy == "warmroute"
+
+
+def test_names_and_policies_agree() -> None:
+    assert set(POLICIES) == {"warmroute", *BASELINES}
+    assert make_policy("no such", RoutingConfig()) is None
+
+
+# -- ours
+
+
+def ours(**weights: float) -> LeastWork:
+    return LeastWork(RoutingConfig(**weights))  # type: ignore[arg-type]
+
+
+def test_the_terms_add_up_to_the_cost() -> None:
+    policy = ours()
+    asked = candidates(
+        [3, 1, 0],
+        [160, 96, 0],
+        cpu_tokens=[0, 32, 0],
+        free_at=[2.0, 0.5, 0.0],
+        kv_tokens=[900, 300, 0],
+        per_context_s=[1e-6] * 3,
+        busy=[0.9, 0.2, 0.0],
+        chain=list(range(10)),
+    )
+    policy.costs(asked)
+    policy.chosen(asked, 0)  # so that there is a credit
+    costs = policy.costs(asked)
+    terms = policy.terms(asked.only([0, 1, 2]), policy.memo)
+    last = policy.terms(asked.only([2]), policy.memo)
+    assert sum(column[0] for column in last.values()) == pytest.approx(costs[2]), "whoever else is left out"
+    assert terms["replication"][2] < 0
+    for i, cost in enumerate(costs):
+        assert sum(column[i] for column in terms.values()) == pytest.approx(cost)
+
+
+def test_a_queue_is_worth_as_much_as_the_prefill_that_takes_as_long() -> None:
+    policy = ours(others_weight=0.0)
+    assert winners(policy, candidates([1, 0], [160, 0], free_at=[0.15, 0.0])) == {0}
+    assert winners(policy, candidates([1, 0], [160, 0], free_at=[0.17, 0.0])) == {1}
+
+
+def test_the_faster_worker_wins() -> None:
+    assert winners(ours(), candidates([0, 0], per_token_s=[0.002, 0.001])) == {1}
+
+
+def test_cold_work_goes_where_there_was_less_to_do_of_late() -> None:
+    assert winners(ours(), candidates([0, 0], busy=[0.8, 0.3])) == {1}
+    assert winners(ours(others_weight=0.0), candidates([0, 0], busy=[0.8, 0.3])) == {0, 1}
+
+
+def test_what_does_not_fit_costs() -> None:
+    policy = ours(decode_weight=0.0)
+    full, empty = (Worker(WorkerId(i), Endpoint("a", i + 1), kv_tokens_max=1000) for i in range(2))
+    asked = candidates([0, 0], kv_tokens=[900, 100], kv_tokens_max=1000)
+    assert winners(policy, asked) == {0, 1}, "nobody says how much room there is"
+    assert winners(policy, msgspec.structs.replace(asked, workers=(full, empty))) == {1}
+
+
+def test_a_hot_prefix_gets_another_holder_when_queueing_for_it_has_cost_as_much() -> None:
+    policy, chosen = ours(), []
+    for n in range(100):
+        asked = candidates([1, 0], [160, 0], free_at=[n + 0.05, 0.0], chain=list(range(10)), now=float(n))
+        won = next(iter(winners(policy, asked)))
+        policy.chosen(asked, won)
+        chosen.append(won)
+        if won == 1:
+            break
+    assert 1 < len(chosen) < 10, "neither at once nor never"
+    policy = ours(replication_weight=0.0)
+    for n in range(100):
+        asked = candidates([1, 0], [160, 0], free_at=[n + 0.05, 0.0], chain=list(range(10)), now=float(n))
+        assert winners(policy, asked) == {0}
+        policy.chosen(asked, 0)
+
+
+# -- strangers'
+
+
+class Stranger:
+    name = "stranger"
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def costs(self, candidates: Candidates) -> Sequence[float]:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("answer", "counted"),
+    [
+        (RuntimeError("no"), "raised"),
+        ([1.0], "invalid"),
+        ([nan, 1.0], "invalid"),
+        (["a", "b"], "raised"),
+        (None, "raised"),
+    ],
+)
+def test_a_policy_that_fails_is_counted_and_ours_decides(answer: object, counted: str) -> None:
+    guarded = Guarded(Stranger(answer), LeastLoaded(), 1.0, None)
+    assert list(guarded.costs(candidates([3, 1]))) == [3, 1]
+    assert guarded.failures == {counted: 1}
+    assert guarded.last_failure
+
+
+def test_a_policy_that_refuses_everybody_is_no_failure() -> None:
+    guarded = Guarded(Stranger([inf, inf]), LeastLoaded(), 1.0, None)
+    assert list(guarded.costs(candidates([3, 1]))) == [inf, inf]
+    assert not guarded.failures
+
+
+def test_a_slow_policy_rests_a_hundred_times_as_long() -> None:
+    times = iter([0.0, 0.1, 5.0, 10.1, 10.1001])
+    guarded = Guarded(Stranger([0.0, 1.0]), LeastLoaded(), 0.01, lambda: next(times))
+    assert list(guarded.costs(candidates([3, 1]))) == [0.0, 1.0], "its late answer is used: it is there now"
+    assert list(guarded.costs(candidates([3, 1]))) == [3, 1]
+    assert list(guarded.costs(candidates([3, 1]))) == [0.0, 1.0]
+    assert guarded.failures == {"slow": 1, "resting": 1}
+
+
+def test_round_robin_counts_on_when_the_fleet_changes() -> None:
+    policy = RoundRobin()
+    assert [winners(policy, candidates([0] * n)) for n in (3, 3, 2, 2)] == [{0}, {1}, {0}, {1}]
