@@ -57,12 +57,17 @@ class Judge:
         self.newest_delivered = (0, -1)
         self._verdict: _Verdict | None = None
         self._looked: tuple[int, int] | None = None
+        self._excused_until = 0.0
 
     def delivered(self, seq: int, payload: bytes) -> None:
         """A batch was handed to the stream, if it is one of the engine's."""
         for number, run in enumerate(self._engine.runs):
             if (seq, payload) in run.buffer:
                 self.newest_delivered = max(self.newest_delivered, (number, seq))
+
+    def excuse(self, now: float) -> None:
+        """A forgery that could be true: it may be taken for that until the engine itself contradicts it."""
+        self._excused_until = now + self.window_s
 
     def look(self, now: float, *, closely: bool = False) -> None:
         """Look at a LIVE view, or `closely` at any. Raises Violation."""
@@ -72,6 +77,9 @@ class Judge:
             if closely and changes != self._looked:
                 self._looked = changes
                 self._check_announced(self._view())
+            return
+        if now < self._excused_until:
+            self._verdict = None
             return
         verdict = self._verdict
         if verdict is None or verdict.changes != changes:

@@ -175,6 +175,9 @@ class World:
             if not due or not engine.setup.replays or engine.setup.buffer_steps < 1000:
                 return
             seqs[kind] = luck.randrange(due)
+            if seqs[kind] in engine.run.lost:
+                return  # It would fill the hole for good.
+            self.judges[engine.number].excuse(self.time.now)
         frames = engine.forge(seqs.get(kind, here), said if luck.random() < 0.7 else [])
         if kind == "frames":
             frames = luck.choice(([], frames[:1], frames[1:], frames * 2))
