@@ -78,22 +78,23 @@ async def test_adapters_loaded_unloaded_and_pointed_elsewhere(gateway: GatewayPr
 
     async with Client(gateway.url) as client:
 
-        async def load(place: str) -> None:
-            body: Json = {"lora_name": "sql", "lora_path": place}
-            async with client.http.post(
-                "/v1/load_lora_adapter", json=body, headers={"x-warmroute-pin": worker}
-            ) as answer:
-                assert answer.status == 200, await answer.text()
+        async def told(listed: bool) -> None:
+            what = "told of the adapter"
             await asyncio.to_thread(
-                gateway.wait_for, lambda: "sql" in gateway.workers()[worker]["models"], BACK_S, "told of the adapter"
+                gateway.wait_for, lambda: ("sql" in gateway.workers()[worker]["models"]) is listed, BACK_S, what
             )
 
-        async def unload() -> None:
-            headers = {"x-warmroute-pin": worker}
-            async with client.http.post(
-                "/v1/unload_lora_adapter", json={"lora_name": "sql"}, headers=headers
-            ) as answer:
+        async def post(path: str, body: Json) -> None:
+            async with client.http.post(path, json=body, headers={"x-warmroute-pin": worker}) as answer:
                 assert answer.status == 200, await answer.text()
+
+        async def load(place: str) -> None:
+            await post("/v1/load_lora_adapter", {"lora_name": "sql", "lora_path": place})
+            await told(listed=True)
+
+        async def unload() -> None:
+            await post("/v1/unload_lora_adapter", {"lora_name": "sql"})
+            await told(listed=False)
 
         async def cached() -> int:
             return (await ask(client, worker, prompt, model="sql")).reported
