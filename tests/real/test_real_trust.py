@@ -22,7 +22,7 @@ BACK_S = 2.0
 
 async def ask(client: Client, worker: str, prompt: list[int], **body: object) -> Answer:
     """A request to one worker that must be predicted exactly."""
-    answer = await client.ask(COMPLETIONS, {"prompt": prompt, "max_tokens": 1, **body}, x_warmroute_pin=worker)
+    answer = await client.ask(COMPLETIONS, {"prompt": prompt, "max_tokens": 1, **body}, x_warmroute_worker=worker)
     assert answer.status == 200, answer
     assert answer.predicted == answer.reported, (answer.predicted, answer.reported)
     return answer
@@ -34,7 +34,7 @@ async def exact_again(client: Client, worker: str, warm: Sequence[list[int]]) ->
     exact = 0
     while time.monotonic() < deadline or not exact:
         prompt = warm[exact % len(warm)]
-        answer = await client.ask(COMPLETIONS, {"prompt": prompt, "max_tokens": 1}, x_warmroute_pin=worker)
+        answer = await client.ask(COMPLETIONS, {"prompt": prompt, "max_tokens": 1}, x_warmroute_worker=worker)
         if answer.status == 503:
             assert time.monotonic() < deadline, answer
             await asyncio.sleep(0.02)  # not taken back yet
@@ -65,7 +65,7 @@ async def test_a_reset_through_the_gateway_is_known_at_once(gateway: GatewayProc
     async with Client(gateway.url) as client:
         for prompt in warm * 2:
             await ask(client, worker, prompt)
-        reset = await client.ask("/reset_prefix_cache", {}, x_warmroute_pin=worker)
+        reset = await client.ask("/reset_prefix_cache", {}, x_warmroute_worker=worker)
         assert reset.body == {"success": True}
         assert [(await ask(client, worker, prompt)).reported for prompt in warm] == [0] * 4
         await exact_again(client, worker, warm)
@@ -78,22 +78,23 @@ async def test_adapters_loaded_unloaded_and_pointed_elsewhere(gateway: GatewayPr
 
     async with Client(gateway.url) as client:
 
-        async def load(place: str) -> None:
-            body: Json = {"lora_name": "sql", "lora_path": place}
-            async with client.http.post(
-                "/v1/load_lora_adapter", json=body, headers={"x-warmroute-worker": worker}
-            ) as answer:
-                assert answer.status == 200, await answer.text()
+        async def told(listed: bool) -> None:
+            what = "told of the adapter"
             await asyncio.to_thread(
-                gateway.wait_for, lambda: "sql" in gateway.workers()[worker]["models"], BACK_S, "told of the adapter"
+                gateway.wait_for, lambda: ("sql" in gateway.workers()[worker]["models"]) is listed, BACK_S, what
             )
 
-        async def unload() -> None:
-            headers = {"x-warmroute-worker": worker}
-            async with client.http.post(
-                "/v1/unload_lora_adapter", json={"lora_name": "sql"}, headers=headers
-            ) as answer:
+        async def post(path: str, body: Json) -> None:
+            async with client.http.post(path, json=body, headers={"x-warmroute-worker": worker}) as answer:
                 assert answer.status == 200, await answer.text()
+
+        async def load(place: str) -> None:
+            await post("/v1/load_lora_adapter", {"lora_name": "sql", "lora_path": place})
+            await told(listed=True)
+
+        async def unload() -> None:
+            await post("/v1/unload_lora_adapter", {"lora_name": "sql"})
+            await told(listed=False)
 
         async def cached() -> int:
             return (await ask(client, worker, prompt, model="sql")).reported

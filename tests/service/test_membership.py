@@ -410,3 +410,17 @@ async def test_a_refresh_while_the_facts_are_on_their_way_is_not_overlooked() ->
         stage.membership.refresh(A)
         await settle()
         assert stage.membership.fleet.serving("sql")
+
+
+async def test_an_adapter_that_came_or_went_through_us_is_known_at_once() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = facts(PUB)
+    async with stage.running():
+        stage.api.factless.add(A)
+        stage.membership.adapter_changed(A, "sql", "/a")
+        (worker,) = stage.membership.fleet.serving("sql")
+        assert worker.models == (MODEL, ModelInfo("sql", parent="m", root="/a"))
+        assert stage.membership.fleet.lora("sql") == "sql"
+        stage.membership.adapter_changed(A, "sql", None)
+        assert stage.membership.fleet.serving("sql") == ()
+        stage.membership.adapter_changed(B, "sql", "/a")  # unknown engines are no error

@@ -118,6 +118,19 @@ class Membership:
             engine.facts_due = 0
             engine.wake.set()
 
+    def adapter_changed(self, endpoint: Endpoint, name: str, root: str | None) -> None:
+        """An engine has loaded the adapter `name` from `root`, or unloaded it (None): known before it is asked."""
+        for engine in self._at(endpoint):
+            for worker in engine.workers:
+                known = self._workers[worker]
+                models = tuple(model for model in known.models if model.id != name)
+                base = next((model.id for model in models if model.parent is None), None)
+                if root is not None and base is not None:
+                    models += (ModelInfo(name, parent=base, root=root),)
+                self._workers[worker] = replace(known, models=models)
+            self._publish()
+        self.refresh(endpoint)
+
     def sleeps(self, endpoint: Endpoint, asleep: bool) -> None:
         """An engine was put to sleep, or woken: asleep it takes no requests."""
         for engine in self._at(endpoint):

@@ -216,7 +216,9 @@ class Routing:
                 for each in self._membership.fleet.workers:
                     if each.endpoint == worker.endpoint:
                         self.router.adapters.loaded(each, name, source)
-            self._membership.refresh(worker.endpoint)
+            if name is not None:
+                root = source if job.path == LOADS_ADAPTER else None
+                self._membership.adapter_changed(worker.endpoint, name, root)
 
     def _route(self, head: RequestHead, request: RoutingRequest) -> Dispatch | Awaitable[Dispatch]:
         serving = self._membership.fleet.serving(request.model)
