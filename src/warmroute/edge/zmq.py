@@ -173,7 +173,7 @@ class ZmqEventSource:
             end = time.monotonic() + TURN_S
             while self._unread and self._sink is not None and time.monotonic() <= end:
                 self._sink.message(self._unread.popleft())
-            more = self._read(self._replies, self._reply) or messages or news
+            more = self._read(self._replies, self._reply) or messages or news or bool(self._unread)
         finally:
             if more:
                 self._look_again()

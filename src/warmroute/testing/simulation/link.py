@@ -179,6 +179,7 @@ class Link:
     def _deliver_all(self, messages: list[Frames]) -> None:
         for frames in messages:
             self._deliver(frames)
+        self._recent.clear()
 
     def _connect(self) -> None:
         if self._sink is None or self._up:

@@ -186,7 +186,7 @@ class World:
         elif kind == "payload":
             frames[1:] = [(here + _FAR).to_bytes(8, "big"), b"\xff\xff"]
         self._note(engine.number, "forged", kind)
-        link.inject(frames, reply=kind != "frames" and luck.random() < 0.3)
+        link.inject(frames, reply=luck.random() < 0.3 and kind not in {"frames", "last"})
 
     # What is seen.
 
