@@ -224,7 +224,9 @@ def test_the_faster_worker_wins() -> None:
 
 def test_cold_work_goes_where_there_was_less_to_do_of_late() -> None:
     assert winners(ours(), candidates([0, 0], busy=[0.8, 0.3])) == {1}
-    assert winners(ours(others_weight=0.0), candidates([0, 0], busy=[0.8, 0.3])) == {0, 1}
+    assert winners(ours(others_weight=0.0), candidates([0, 0], busy=[0.8, 0.3])) == {1}
+    assert winners(ours(eviction_weight=0.0), candidates([0, 0], busy=[0.8, 0.3])) == {1}
+    assert winners(ours(others_weight=0.0, eviction_weight=0.0), candidates([0, 0], busy=[0.8, 0.3])) == {0, 1}
 
 
 def test_what_does_not_fit_costs() -> None:

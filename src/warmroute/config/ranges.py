@@ -206,6 +206,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "routing.others_weight": _WEIGHT,
     "routing.memory_weight": _WEIGHT,
     "routing.replication_weight": _WEIGHT,
+    "routing.eviction_weight": _WEIGHT,
     "routing.speculative_ttl_s": _TIME_OR_NONE,
     "routing.cpu_hit_worth": _SHARE,
     "routing.storage_hit_worth": _SHARE,

@@ -31,6 +31,8 @@ PER_CONTEXT_S: Final = 5e-8
 TYPICAL_TOKENS: Final = 1000.0
 TYPICAL_CONTEXT: Final = 20_000.0
 """About what a step has of each: where the coefficients that are begun with are taken as observed."""
+REFRESHED: Final = 8
+"""So many workers take up what one observation has changed for all: a thousand would be too many for each."""
 LEAST_SHARE: Final = 0.01
 """No coefficient falls below this share of what it began with: nothing is ever free."""
 
@@ -83,6 +85,7 @@ class RateTable:
         self._mean_s = self._fleet.value((1.0, TYPICAL_TOKENS, 0.0))
         self._seconds: list[float] = []
         self._expected_s: list[float] = []
+        self._stale = 0
         self.fixed_s: list[float] = []
         """Seconds that a prefill takes however short it is."""
         self.per_token_s: list[float] = []
@@ -112,6 +115,9 @@ class RateTable:
         self._seconds[slot] = self._seconds[slot] * WORKER_MEMORY + seconds
         self._expected_s[slot] = self._expected_s[slot] * WORKER_MEMORY + expected
         self._set(slot)
+        for _ in range(min(REFRESHED, len(self.fixed_s))):  # what the fleet has shown holds for the others too
+            self._stale = (self._stale + 1) % len(self.fixed_s)
+            self._set(self._stale)
 
     def slowness(self, slot: int) -> float:
         """How many times as long as its fleet this worker takes."""

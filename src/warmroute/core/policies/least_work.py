@@ -1,6 +1,6 @@
 """The default policy: one cost in seconds, for this request and for those it makes wait.
 
-cost = queue + step + prefill + others + generations + memory - replication
+cost = queue + step + prefill + others + generations + evictions + memory - replication
 
     queue        until the prefill queued ahead is expected to be done
     step         a step of the engine beside what runs there
@@ -8,6 +8,8 @@ cost = queue + step + prefill + others + generations + memory - replication
     others       the delay of requests yet to come, which arrive while this prefill keeps the worker busy: the more of
                  them the longer the queue, and the longer for each the busier the worker has been of late
     generations  a slower step for all tokens that are generated there, this request's and the others'
+    evictions    what is computed pushes out what was computed before: the more of the fleet's work a worker has done of
+                 late, the younger, and the likelier to be asked for again, is what goes
     memory       what does not fit into the cache beside what runs there has to wait, or be computed again
     replication  what requests have paid by queueing at the holders of this prefix while others were free: when it is
                  worth a prefill, it pays for one, and there is one holder more
@@ -71,10 +73,16 @@ class LeastWork:
         missing = [(prompt - held) * per_token for held, per_token in zip(worth, c.per_token_s, strict=True)]
         if memo.credit_s:
             missing = [s - paid for s, paid in zip(missing, _paid(c, memo), strict=True)]
+        evictions, mean = self._config.eviction_weight, sum(c.busy) / len(c.busy) or 1.0
         costs = [
             (wait := (free - now if free > now else 0.0) + fixed + kv * per_context * steps)
             + s
-            + s * (work + others * (wait + s / 2) / (1.0 - (busy if busy < BUSY_MAX else BUSY_MAX)))  # noqa: FURB136 - faster
+            + s
+            * (
+                work
+                + evictions * busy / (busy + mean)
+                + others * (wait + s / 2) / (1.0 - (busy if busy < BUSY_MAX else BUSY_MAX))  # noqa: FURB136 - faster
+            )
             for free, fixed, kv, per_context, s, busy in zip(
                 c.free_at, c.fixed_s, c.kv_tokens, c.per_context_s, missing, c.busy, strict=True
             )
@@ -95,12 +103,18 @@ class LeastWork:
             s = prefill[i] - paid[i]
             delayed = memo.others_per_s * (wait + step[i] + generations[i] + s / 2) / (1.0 - min(c.busy[i], BUSY_MAX))
             others.append(s * (self._config.others_weight * WORK_SHARE + delayed))
+        mean = sum(c.busy) / n or 1.0
+        evictions = [
+            (s - back) * self._config.eviction_weight * busy / (busy + mean)
+            for s, back, busy in zip(prefill, paid, c.busy, strict=True)
+        ]
         return {
             "queue": c.wait_s,
             "step": step,
             "prefill": prefill,
             "others": others,
             "generations": generations,
+            "evictions": evictions,
             "memory": self._memory(c) or [0.0] * n,
             "replication": [-each for each in paid],
         }
