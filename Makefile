@@ -10,7 +10,7 @@ NATIVE := CMakeLists.txt $(wildcard native/*)
 
 SEEDS ?= 10000
 
-.PHONY: demo test test-fast sim lint format bench bench-http bench-index bench-vllm bench-routing fuzz differential vllm clean help
+.PHONY: demo test test-fast sim lint format bench bench-http bench-index bench-scale bench-vllm bench-routing fuzz differential vllm clean help
 
 help:
 	@echo "make demo     three simulated engines, the gateway, traffic, and why each request went where it went"
@@ -67,6 +67,9 @@ bench: bench-http bench-index
 
 bench-routing: $(VENV)/.dev
 	$(BIN)/python benchmarks/routing/run.py $(if $(TRACE),--trace $(TRACE))
+
+bench-scale: $(VENV)/.installed
+	$(BIN)/python benchmarks/scale.py
 
 bench-vllm: $(VENV)/.dev vllm
 	$(BIN)/python benchmarks/vllm/run.py

@@ -46,6 +46,7 @@ DEFAULTS = {
     "events.port": 5557,
     "events.replay_port": 5558,
     "events.replay_timeout_s": 5.0,
+    "events.replays_max": 64,
     "events.reconnect_backoff_s": 1.0,
     "events.reconnect_backoff_max_s": 30.0,
     "events.probe_idle_s": 30.0,

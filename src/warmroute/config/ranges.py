@@ -189,6 +189,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "events.port": _PORT,
     "events.replay_port": _PORT,
     "events.replay_timeout_s": _TIME,
+    "events.replays_max": Range(1, 100_000),
     "events.reconnect_backoff_s": _TIME,
     "events.reconnect_backoff_max_s": _TIME,
     "events.probe_idle_s": _TIME,

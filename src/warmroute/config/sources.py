@@ -24,6 +24,8 @@ OTHER_VARIABLES: Final = {
     CONFIG_VARIABLE: "path of the configuration file, if `--config` is not given",
     "WARMROUTE_CACHE": "where the repository's scripts keep what they install and make",
     "WARMROUTE_REQUIRE_VLLM": "tests with real engines fail where these are missing, instead of being skipped",
+    "WARMROUTE_REQUIRE_REDIS": "the same for tests with a real Redis",
+    "WARMROUTE_FUZZ_SECONDS": "how long the tests fuzz each target",
 }
 """Variables with our prefix that are no setting."""
 SHOWN_CHARACTERS_MAX: Final = 100

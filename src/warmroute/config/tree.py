@@ -137,6 +137,8 @@ class EventsConfig:
     event ports of all ranks; where it does not, such an engine is taken to have no replay."""
     replay_timeout_s: float = 5.0
     """A replay that is silent for so long is abandoned and asked for again."""
+    replays_max: int = 64
+    """Replays that go on at once; the others wait for their turn."""
     reconnect_backoff_s: float = 1.0
     """First pause before another attempt; doubled each time."""
     reconnect_backoff_max_s: float = 30.0

@@ -83,6 +83,8 @@ class RateTable:
             (FIXED_S, 1.0 / prefill_tokens_per_s, PER_CONTEXT_S), (1.0, TYPICAL_TOKENS, TYPICAL_CONTEXT)
         )
         self._mean_s = self._fleet.value((1.0, TYPICAL_TOKENS, 0.0))
+        self._spread = 0.0
+        self._steps: list[float] = []
         self._seconds: list[float] = []
         self._expected_s: list[float] = []
         self._stale = 0
@@ -96,9 +98,16 @@ class RateTable:
     def start(self, slot: int) -> None:
         """A worker takes this place: of it nothing is known but its fleet."""
         if slot == len(self.fixed_s):
-            for column in (self._seconds, self._expected_s, self.fixed_s, self.per_token_s, self.per_context_s):
+            for column in (
+                self._steps,
+                self._seconds,
+                self._expected_s,
+                self.fixed_s,
+                self.per_token_s,
+                self.per_context_s,
+            ):
                 column.append(0.0)
-        self._seconds[slot] = self._expected_s[slot] = 0.0
+        self._steps[slot] = self._seconds[slot] = self._expected_s[slot] = 0.0
         self._set(slot)
 
     def step_s(self, slot: int, tokens: int, context: int) -> float:
@@ -111,6 +120,9 @@ class RateTable:
         features = (1.0, float(tokens), float(context))
         self._fleet.add(features, seconds / self.slowness(slot), FLEET_MEMORY)
         expected = self._fleet.value(features)
+        surprise = seconds / (self.slowness(slot) * expected) - 1.0
+        self._spread += (surprise * surprise - self._spread) * (1 - FLEET_MEMORY)
+        self._steps[slot] = self._steps[slot] * WORKER_MEMORY + 1.0
         self._mean_s += (expected - self._mean_s) * (1 - FLEET_MEMORY)
         self._seconds[slot] = self._seconds[slot] * WORKER_MEMORY + seconds
         self._expected_s[slot] = self._expected_s[slot] * WORKER_MEMORY + expected
@@ -120,9 +132,12 @@ class RateTable:
             self._set(self._stale)
 
     def slowness(self, slot: int) -> float:
-        """How many times as long as its fleet this worker takes."""
+        """How many times as long as its fleet this worker takes, as far as that is no chance."""
         lean = LEAN_OBSERVATIONS * self._mean_s
-        return (self._seconds[slot] + lean) / (self._expected_s[slot] + lean)
+        more = (self._seconds[slot] + lean) / (self._expected_s[slot] + lean) - 1.0
+        error = self._spread / (self._steps[slot] + LEAN_OBSERVATIONS)
+        # James and Stein's rule: what could well be chance is taken for it, what could not is left as it is.
+        return 1.0 + more * (1.0 - error / (more * more)) if more * more > error else 1.0
 
     def _set(self, slot: int) -> None:
         slowness, (fixed, per_token, per_context) = self.slowness(slot), self._fleet.coefficients

@@ -48,18 +48,51 @@ _Socket: TypeAlias = "zmq.Socket[bytes]"
 
 
 def zmq_event_sources(context: _Context, config: EventsConfig) -> EventSourceFactory:
-    """Sources that share `context`, which its owner terminates after they are closed."""
+    """Sources that share `context`, which its owner terminates after they are closed, and `replays_max` replays."""
+    slots = ReplaySlots(config.replays_max)
 
     def source(address: EventAddress) -> EventSource:
-        return ZmqEventSource(address, context, config)
+        return ZmqEventSource(address, context, config, slots)
 
     return source
+
+
+class ReplaySlots:
+    """How many replays go on at once: a fleet that comes back together is not read all at once, but in turn."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: dict[ZmqEventSource, int] = {}
+        self._asking: set[ZmqEventSource] = set()
+
+    def take(self, source: ZmqEventSource, start: int) -> None:
+        """Have `source` ask for its batches from `start` on: at once, or when it is its turn."""
+        self._waiting[source] = start
+        self._next()
+
+    def leave(self, source: ZmqEventSource) -> None:
+        """`source` asks no more, or never did."""
+        self._waiting.pop(source, None)
+        if source in self._asking:
+            self._asking.remove(source)
+            self._free += 1
+            self._next()
+
+    def _next(self) -> None:
+        while self._free and self._waiting:
+            source, start = next(iter(self._waiting.items()))
+            del self._waiting[source]
+            self._free -= 1
+            self._asking.add(source)
+            source.ask(start)
 
 
 class ZmqEventSource:
     """One worker's sockets (the port EventSource). Raises ConfigError for an address that nobody can connect to."""
 
-    def __init__(self, address: EventAddress, context: _Context, config: EventsConfig) -> None:
+    def __init__(
+        self, address: EventAddress, context: _Context, config: EventsConfig, slots: ReplaySlots | None = None
+    ) -> None:
         if not address.bind:
             _check(address.endpoint, "events_endpoint")
         if address.replay_endpoint is not None:
@@ -67,6 +100,7 @@ class ZmqEventSource:
         self._address = address
         self._context = context
         self._config = config
+        self._slots = slots or ReplaySlots(config.replays_max)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sink: EventSink | None = None
         self._events: _Watched | None = None
@@ -110,22 +144,33 @@ class ZmqEventSource:
         if self._address.replay_endpoint is None:
             self._loop.call_soon(self._fail_replay, NO_ENDPOINT)
             return
+        self._slots.take(self, start)
+
+    def ask(self, start: int) -> None:
+        """It is this source's turn to replay."""
+        if self._loop is None or self._sink is None or self._address.replay_endpoint is None:
+            return
         socket = self._socket(zmq.DEALER)
         self._replies = _Watched(self._loop, socket, self._look)
-        _attach(socket.connect, self._address.replay_endpoint, "replay_endpoint")
+        try:
+            _attach(socket.connect, self._address.replay_endpoint, "replay_endpoint")
+        except ConfigError as error:  # it may be another source whose end made this one's turn
+            self._loop.call_soon(self._fail_replay, str(error))
+            return
         socket.send_multipart(encode_replay_request(start), zmq.NOBLOCK)
         self._last_reply = self._loop.time()
         self._await_reply()
         self._look_again()
 
     def end_replay(self) -> None:
-        """Release the replay's socket, if there is one."""
+        """Release the replay's socket and its turn, if there are any."""
         if self._replies is not None:
             self._replies.close()
             self._replies = None
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None
+        self._slots.leave(self)
 
     def close(self) -> None:
         """Release everything. May be called more than once, and from within a call to the sink."""
