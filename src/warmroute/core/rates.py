@@ -24,6 +24,8 @@ LEAN_OBSERVATIONS: Final = 5.0
 """How many average observations' worth speak for a worker being like its fleet, and the fleet as configured."""
 SURPRISE_MAX: Final = 4.0
 """An observation counts as at most so many times what was expected: a hung engine is slow, not infinitely slow."""
+CHANCE: Final = 4.0
+"""A worker differs from its fleet if it does by so many times the variance of its mean: two standard errors."""
 FIXED_S: Final = 0.02
 """Fixed part before anything was observed: about one step of an engine."""
 PER_CONTEXT_S: Final = 5e-8
@@ -84,6 +86,7 @@ class RateTable:
         )
         self._mean_s = self._fleet.value((1.0, TYPICAL_TOKENS, 0.0))
         self._spread = 0.0
+        self._all_s = self._all_expected_s = 0.0
         self._steps: list[float] = []
         self._seconds: list[float] = []
         self._expected_s: list[float] = []
@@ -118,11 +121,13 @@ class RateTable:
         """The worker in this place took `seconds` for a step with `tokens` that it did not hold."""
         seconds = min(max(seconds, 0.0), SURPRISE_MAX * self.step_s(slot, tokens, context))
         features = (1.0, float(tokens), float(context))
-        self._fleet.add(features, seconds / self.slowness(slot), FLEET_MEMORY)
+        self._fleet.add(features, seconds / self._own(slot), FLEET_MEMORY)
         expected = self._fleet.value(features)
         surprise = seconds / (self.slowness(slot) * expected) - 1.0
         self._spread += (surprise * surprise - self._spread) * (1 - FLEET_MEMORY)
         self._steps[slot] = self._steps[slot] * WORKER_MEMORY + 1.0
+        self._all_s = self._all_s * FLEET_MEMORY + seconds
+        self._all_expected_s = self._all_expected_s * FLEET_MEMORY + expected
         self._mean_s += (expected - self._mean_s) * (1 - FLEET_MEMORY)
         self._seconds[slot] = self._seconds[slot] * WORKER_MEMORY + seconds
         self._expected_s[slot] = self._expected_s[slot] * WORKER_MEMORY + expected
@@ -132,11 +137,20 @@ class RateTable:
             self._set(self._stale)
 
     def slowness(self, slot: int) -> float:
-        """How many times as long as its fleet this worker takes, as far as that is no chance."""
+        """How many times as long as the fleet's plane says this worker takes."""
+        return self._usual() * self._own(slot)
+
+    def _usual(self) -> float:
+        """The plane leans on the configured rate: how far that is off is nobody's own slowness, but everybody's."""
         lean = LEAN_OBSERVATIONS * self._mean_s
-        more = (self._seconds[slot] + lean) / (self._expected_s[slot] + lean) - 1.0
-        error = self._spread / (self._steps[slot] + LEAN_OBSERVATIONS)
-        # James and Stein's rule: what could well be chance is taken for it, what could not is left as it is.
+        return (self._all_s + lean) / (self._all_expected_s + lean)
+
+    def _own(self, slot: int) -> float:
+        """How many times as long as its fleet it takes, as far as that is no chance."""
+        lean = LEAN_OBSERVATIONS * self._mean_s
+        more = (self._seconds[slot] / self._usual() + lean) / (self._expected_s[slot] + lean) - 1.0
+        error = CHANCE * self._spread / (self._steps[slot] + LEAN_OBSERVATIONS)
+        # As James and Stein shrink: what could well be chance is taken for it, what could not is left as it is.
         return 1.0 + more * (1.0 - error / (more * more)) if more * more > error else 1.0
 
     def _set(self, slot: int) -> None:
