@@ -164,5 +164,8 @@ async def test_a_hybrid_model_is_predicted_under_traffic(mixed_gateway: GatewayP
         first = await client_of(client, 70)
         await asyncio.gather(*(client_of(client, seed) for seed in range(71, 75)))
         last = await client_of(client, 80)
-    misses = [(answer.predicted, answer.reported) for answer in first + last if answer.predicted != answer.reported]
+    # A hybrid engine is credited with nothing until all of its groups have announced; never with too much.
+    stale = [(answer.predicted, answer.reported) for answer in first if answer.predicted > answer.reported]
+    assert len(stale) <= 1, stale
+    misses = [(answer.predicted, answer.reported) for answer in last if answer.predicted != answer.reported]
     assert len(misses) <= 1, misses  # an event may be late once
