@@ -59,4 +59,4 @@ def repeats(event: BlockStored, worker: WorkerId, index: PrefixIndex) -> bool:
         keys = event.extra_keys[i] if event.extra_keys else ()
         prefix = chain(prefix, digest, extra_digest(event.lora, keys))
         prefixes.append(prefix)
-    return any(o.worker == worker and o.blocks == blocks for o in index.match(prefixes, event.block_size))
+    return index.depth(worker, prefixes, event.block_size) == blocks

@@ -40,7 +40,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from warmroute.core.wire.events import BlockRemoved, BlockStored, Event
+from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from warmroute.types import BlockHash, Medium, PrefixHash, WorkerId
 
 
@@ -199,3 +199,17 @@ class PrefixIndex(Protocol):
     def check(self) -> None:
         """Verify every internal invariant. Raises IndexCorruptionError: a bug of ours, never an engine's."""
         ...
+
+
+def apply_in_order(index: PrefixIndex, worker: WorkerId, events: Iterable[Event]) -> ApplyReport:
+    """`PrefixIndex.apply`, by its own `store`, `remove` and `clear`."""
+    report = ApplyReport()
+    for event in events:
+        match event:
+            case BlockStored():
+                index.store(worker, event, report)
+            case BlockRemoved():
+                index.remove(worker, event, report)
+            case AllBlocksCleared():
+                index.clear(worker, report)
+    return report

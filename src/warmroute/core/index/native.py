@@ -9,8 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 from warmroute import _native
-from warmroute.core.index.contract import ApplyReport, Columns, DumpEntry, IndexSizes, Overlap, WorkerSizes
-from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from warmroute.core.index.contract import (
+    ApplyReport,
+    Columns,
+    DumpEntry,
+    IndexSizes,
+    Overlap,
+    WorkerSizes,
+    apply_in_order,
+)
+from warmroute.core.wire.events import Event
 from warmroute.errors import IndexCorruptionError
 from warmroute.types import Medium, PrefixHash, WorkerId
 
@@ -24,22 +32,7 @@ class NativeIndex(_native.Index):
 
     def apply(self, worker: WorkerId, events: Iterable[Event]) -> ApplyReport:
         """Apply one batch's events to `worker`, in order."""
-        report = ApplyReport()
-        for event in events:
-            match event:
-                case BlockStored():
-                    self.store(worker, event, report)
-                case BlockRemoved():
-                    self.remove(worker, event, report)
-                case AllBlocksCleared():
-                    self.clear(worker, report)
-        return report
-
-    def apply_batch(self, worker: WorkerId, batch: _native.EventBatch) -> ApplyReport:
-        """Apply a natively decoded batch to `worker`: what `apply` does with its events."""
-        report = ApplyReport()
-        self.add_batch(worker, batch, report)
-        return report
+        return apply_in_order(self, worker, events)
 
     def match(self, prefixes: Sequence[PrefixHash], block_size: int) -> list[Overlap]:
         """Which workers with this block size hold how many of the leading blocks; those with none are left out.

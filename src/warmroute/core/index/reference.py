@@ -10,9 +10,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from warmroute.core.hashing import block_digests, extra_digest
-from warmroute.core.index.contract import ApplyReport, Columns, DumpEntry, IndexSizes, Overlap, WorkerSizes
+from warmroute.core.index.contract import (
+    ApplyReport,
+    Columns,
+    DumpEntry,
+    IndexSizes,
+    Overlap,
+    WorkerSizes,
+    apply_in_order,
+)
 from warmroute.core.index.reference_view import Claim, Groups, Place, Totals, View
-from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
+from warmroute.core.wire.events import BlockRemoved, BlockStored, Event
 from warmroute.errors import IndexCorruptionError
 from warmroute.types import BlockHash, PrefixHash, WorkerId
 
@@ -35,16 +43,7 @@ class ReferenceIndex:
 
     def apply(self, worker: WorkerId, events: Iterable[Event]) -> ApplyReport:
         """Apply one batch's events to `worker`, in order."""
-        report = ApplyReport()
-        for event in events:
-            match event:
-                case BlockStored():
-                    self.store(worker, event, report)
-                case BlockRemoved():
-                    self.remove(worker, event, report)
-                case AllBlocksCleared():
-                    self.clear(worker, report)
-        return report
+        return apply_in_order(self, worker, events)
 
     def store(self, worker: WorkerId, event: BlockStored, report: ApplyReport) -> None:
         """Apply one store, adding to `report`."""
