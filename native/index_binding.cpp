@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "index.hpp"
-#include "payload.hpp"
 #include "tokens.hpp"
 #include "wire.hpp"
 
@@ -311,12 +310,6 @@ void apply_batch(Index& index, WorkerId worker, const EventBatch& batch, nb::han
     add_to(report, done);
 }
 
-bool add_payload(Index& index, WorkerId worker, nb::handle payload, nb::handle report) {
-    const std::optional<EventBatch> batch = decode_payload(Payload(payload).bytes());
-    if (batch) apply_batch(index, worker, *batch, report);
-    return batch.has_value();
-}
-
 // -- sizes and dumps
 
 nb::tuple tuple_of(const std::vector<std::uint64_t>& numbers) {
@@ -409,7 +402,6 @@ void bind_index(nb::module_& module) {
         .def("clear", &clear, nb::arg("worker"), nb::arg("report").none() = nb::none())
         .def("drop", &Index::drop, nb::arg("worker"))
         .def("add_batch", &apply_batch, nb::arg("worker"), nb::arg("batch"), nb::arg("report"))
-        .def("add_payload", &add_payload, nb::arg("worker"), nb::arg("payload"), nb::arg("report"))
         .def("match_arrays", &match_arrays, nb::arg("prefixes"), nb::arg("block_size"))
         .def("match_tuples", [](Index& self, nb::handle prefixes, std::uint64_t block_size) {
             return tuple_of(*match_arrays(self, prefixes, block_size).matches);
