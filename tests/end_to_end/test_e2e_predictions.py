@@ -143,7 +143,7 @@ async def test_mixed_requests_under_eviction_are_predicted_to_the_token(policy: 
     assert len(served) == 3
     assert min(mixed.kinds.values()) > 20
     assert hits > REQUESTS // 4
-    assert min(removed) > 10, removed
+    assert min(removed) > 50, removed
     assert states == {"LIVE"}
 
 
