@@ -66,7 +66,7 @@ DEFAULTS = {
     "routing.others_weight": 2.0,
     "routing.memory_weight": 2.0,
     "routing.replication_weight": 1.0,
-    "routing.eviction_weight": 0.3,
+    "routing.eviction_weight": 0.6,
     "routing.speculative_ttl_s": 2.0,
     "routing.cpu_hit_worth": 0.8,
     "routing.storage_hit_worth": 0.5,

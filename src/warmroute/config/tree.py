@@ -191,7 +191,7 @@ class RoutingConfig:
     """Price of a token that does not fit into a worker's cache, relative to computing it."""
     replication_weight: float = 1.0
     """How readily a prefix is copied to another worker when its holders are busy; 0: never for that reason."""
-    eviction_weight: float = 0.3
+    eviction_weight: float = 0.6
     """What it costs that a prefill pushes out what a busy worker computed lately, as a share of that prefill."""
     speculative_ttl_s: float = 2.0
     """How long blocks are assumed stored because a request was just routed there, unless events say so."""

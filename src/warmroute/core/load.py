@@ -21,7 +21,7 @@ import heapq
 from collections.abc import Iterable
 from math import exp
 
-from warmroute.core.rates import RateTable
+from warmroute.core.rates import RateTable, pairs
 from warmroute.types import LeaseId, WorkerId
 
 RECENT_S = 20.0
@@ -103,6 +103,7 @@ class LoadTable:
         self._progress_at: list[float] = []
         self._step_s: list[float] = []
         self._step_tokens: list[int] = []
+        self._step_pairs: list[float] = []
         self._step_context: list[int] = []
         self._slots: dict[WorkerId, int] = {}
         self._unused: list[int] = []
@@ -144,7 +145,7 @@ class LoadTable:
         self._last_lease += 1
         lease = Lease(LeaseId(self._last_lease), worker, prompt_tokens, uncached_tokens)
         slot = lease.slot = self.slot(worker)
-        seconds = self.rates.per_token_s[slot] * uncached_tokens
+        seconds = self.rates.prefill_s(slot, prompt_tokens, uncached_tokens)
         if not self.prefilling[slot]:  # those behind it share its steps
             seconds += self.rates.fixed_s[slot] + self.rates.per_context_s[slot] * self.kv_tokens[slot]
         self.requests[slot] += 1
@@ -214,10 +215,13 @@ class LoadTable:
         self._progress_at[slot] = now
         if took < SAME_STEP_S:
             self._step_tokens[slot] += lease.uncached_tokens
+            self._step_pairs[slot] += pairs(lease.prompt_tokens, lease.uncached_tokens)
             return
         if self._step_s[slot]:
-            self.rates.observe(slot, self._step_tokens[slot], self._step_context[slot], self._step_s[slot])
+            features = 1.0, float(self._step_tokens[slot]), self._step_pairs[slot], float(self._step_context[slot])
+            self.rates.observe(slot, features, self._step_s[slot])
         self._step_tokens[slot], self._step_s[slot] = lease.uncached_tokens, took
+        self._step_pairs[slot] = pairs(lease.prompt_tokens, lease.uncached_tokens)
         self._step_context[slot] = self.kv_tokens[slot]
 
     def _counts(self) -> tuple[list[int], ...]:
@@ -231,7 +235,8 @@ class LoadTable:
         )
 
     def _times(self) -> tuple[list[float], ...]:
-        return self.free_at, self.busy, self._booked_s, self._done_s, self._progress_at, self._step_s
+        times = self.free_at, self.busy, self._booked_s, self._done_s, self._progress_at
+        return *times, self._step_s, self._step_pairs
 
     def _begin_decoding(self, lease: Lease) -> None:
         lease.prefilling = False

@@ -1,11 +1,13 @@
 """How fast each worker computes prompts, learned from its own answers, so that unlike GPUs need no configuration.
 
-The fleet's step is a plane through all observations, seconds = fixed + per_token * uncached tokens + per_context *
-tokens in use by running requests, and a worker is so many times as slow as its fleet. One number per worker is learned
-quickly and cannot be led astray by what it happens to be asked. An observation is one step: the time from the later of
-(dispatch, the first byte before it) to the first bytes that come together, against the tokens of all of them. So
-queueing is not counted twice, and a busy engine does not look fast because many short prompts share its steps. Old
-observations fade.
+The fleet's step is a plane through all observations, seconds = fixed + per_token * uncached tokens + per_pair * pairs
+of such a token and one before it + per_context * tokens in use by running requests, and a worker is so many times as
+slow as its fleet. Pairs are what attention computes: of 20,000 tokens they take a third of the time, of 200 nothing.
+One number per worker is learned quickly and cannot be led astray by what it happens to be asked.
+
+An observation is one step: the time from the later of (dispatch, the first byte before it) to the first bytes that come
+together, against the tokens of all of them. So queueing is not counted twice, and a busy engine does not look fast
+because many short prompts share its steps. Old observations fade.
 
 Two things keep what was believed at the beginning from lasting. What the plane leans on has only its shape from the
 configuration, its height from all observations. And a worker's seconds are held against what today's plane says of
@@ -36,6 +38,8 @@ FIXED_S: Final = 0.02
 """Fixed part before anything was observed: about one step of an engine."""
 PER_CONTEXT_S: Final = 5e-8
 """Seconds per token in use before anything was observed: 100 to 250 KB of keys and values at some TB/s."""
+PAIRS_PER_TOKEN: Final = 50_000.0
+"""So many pairs take as long as one token's other arithmetic before anything was observed."""
 TYPICAL_TOKENS: Final = 1000.0
 """Uncached tokens of a step before anything was observed."""
 REFRESHED: Final = 8
@@ -43,8 +47,15 @@ REFRESHED: Final = 8
 LEAST_SHARE: Final = 0.01
 """No coefficient falls below this share of what it began with: nothing is ever free."""
 
-Features = tuple[float, float, float]
-"""1, uncached tokens, tokens in use; or sums of them."""
+Features = tuple[float, float, float, float]
+"""1, uncached tokens, pairs, tokens in use; or sums of them."""
+
+NOTHING: Final = (0.0, 0.0, 0.0, 0.0)
+
+
+def pairs(prompt_tokens: int, uncached_tokens: int) -> float:
+    """Each uncached token attends to all before it: so many pairs."""
+    return uncached_tokens * (prompt_tokens - uncached_tokens / 2)
 
 
 class Plane:
@@ -77,7 +88,7 @@ class Plane:
 
     def mean_s(self) -> float:
         """What an average observation is expected to take."""
-        return self.value(self._products[0]) / self.n if self.n else self.value((1.0, TYPICAL_TOKENS, 0.0))
+        return self.value(self._products[0]) / self.n if self.n else self.value((1.0, TYPICAL_TOKENS, 0.0, 0.0))
 
     def _fit(self) -> None:
         """Coordinate descent from where it was: one round follows what one observation can change.
@@ -100,7 +111,8 @@ class RateTable:
     """What was learned, in columns: entry i is of the worker in place i of the load table."""
 
     def __init__(self, prefill_tokens_per_s: float = 8000.0) -> None:
-        self._fleet = Plane((FIXED_S, 1.0 / prefill_tokens_per_s, PER_CONTEXT_S))
+        per_token_s = 1.0 / prefill_tokens_per_s
+        self._fleet = Plane((FIXED_S, per_token_s, per_token_s / PAIRS_PER_TOKEN, PER_CONTEXT_S))
         self._spread = 0.0
         self._seconds: list[float] = []
         self._asked: list[Features] = []
@@ -109,36 +121,39 @@ class RateTable:
         """Seconds that a prefill takes however short it is."""
         self.per_token_s: list[float] = []
         """Seconds per prompt token that is not cached."""
+        self.per_pair_s: list[float] = []
+        """Seconds per pair of such a token and one before it."""
         self.per_context_s: list[float] = []
         """Seconds per token of the requests that run there."""
 
     def start(self, slot: int) -> None:
         """A worker takes this place: of it nothing is known but its fleet."""
         if slot == len(self.fixed_s):
-            for column in (self._seconds, self.fixed_s, self.per_token_s, self.per_context_s):
+            for column in (self._seconds, self.fixed_s, self.per_token_s, self.per_pair_s, self.per_context_s):
                 column.append(0.0)
-            self._asked.append((0.0, 0.0, 0.0))
-        self._seconds[slot], self._asked[slot] = 0.0, (0.0, 0.0, 0.0)
+            self._asked.append(NOTHING)
+        self._seconds[slot], self._asked[slot] = 0.0, NOTHING
         self._set(slot)
 
-    def step_s(self, slot: int, tokens: int, context: int) -> float:
-        """Seconds this worker is expected to take for so many tokens beside requests that hold `context` tokens."""
-        return self.fixed_s[slot] + self.per_token_s[slot] * tokens + self.per_context_s[slot] * context
+    def prefill_s(self, slot: int, prompt_tokens: int, uncached_tokens: int) -> float:
+        """Seconds this worker is expected to compute these tokens, the last of such a prompt."""
+        return self.per_token_s[slot] * uncached_tokens + self.per_pair_s[slot] * pairs(prompt_tokens, uncached_tokens)
 
-    def observe(self, slot: int, tokens: int, context: int, seconds: float) -> None:
-        """The worker in this place took `seconds` for a step with `tokens` that it did not hold."""
-        seconds = min(max(seconds, 0.0), SURPRISE_MAX * self.step_s(slot, tokens, context))
-        features = (1.0, float(tokens), float(context))
+    def step_s(self, slot: int, features: Features) -> float:
+        """Seconds this worker is expected to take for a step."""
+        _, tokens, pairs_, context = features
+        rates = self.per_token_s[slot], self.per_pair_s[slot], self.per_context_s[slot]
+        return self.fixed_s[slot] + rates[0] * tokens + rates[1] * pairs_ + rates[2] * context
+
+    def observe(self, slot: int, features: Features, seconds: float) -> None:
+        """The worker in this place took `seconds` for a step."""
+        seconds = min(max(seconds, 0.0), SURPRISE_MAX * self.step_s(slot, features))
         slowness = self.slowness(slot)
         self._fleet.add(features, seconds / slowness)
         surprise = seconds / (slowness * self._fleet.value(features)) - 1.0
         self._spread += (surprise * surprise - self._spread) * (1 - FLEET_MEMORY)
-        n, asked_tokens, asked_context = self._asked[slot]
-        self._asked[slot] = (
-            n * WORKER_MEMORY + 1.0,
-            asked_tokens * WORKER_MEMORY + tokens,
-            asked_context * WORKER_MEMORY + context,
-        )
+        n, tokens, pairs_, context = (sum_ * WORKER_MEMORY for sum_ in self._asked[slot])
+        self._asked[slot] = (n + 1.0, tokens + features[1], pairs_ + features[2], context + features[3])
         self._seconds[slot] = self._seconds[slot] * WORKER_MEMORY + seconds
         self._set(slot)
         for _ in range(min(REFRESHED, len(self.fixed_s))):  # what the fleet has shown holds for the others too
@@ -154,6 +169,6 @@ class RateTable:
         return 1.0 + more * (1.0 - error / (more * more)) if more * more > error else 1.0
 
     def _set(self, slot: int) -> None:
-        slowness, (fixed, per_token, per_context) = self.slowness(slot), self._fleet.coefficients
+        slowness, (fixed, per_token, per_pair, per_context) = self.slowness(slot), self._fleet.coefficients
         self.fixed_s[slot], self.per_token_s[slot] = slowness * fixed, slowness * per_token
-        self.per_context_s[slot] = slowness * per_context
+        self.per_pair_s[slot], self.per_context_s[slot] = slowness * per_pair, slowness * per_context

@@ -400,6 +400,7 @@ class Router:
             free_at=pick(load.free_at),
             fixed_s=pick(load.rates.fixed_s),
             per_token_s=pick(load.rates.per_token_s),
+            per_pair_s=pick(load.rates.per_pair_s),
             per_context_s=pick(load.rates.per_context_s),
             busy=pick(load.busy),
             requests_per_s=load.requests_per_s,
