@@ -75,6 +75,7 @@ DEFAULTS = {
     "membership.probe_timeout_s": 2.0,
     "membership.retry_interval_s": 1.0,
     "membership.failures_max": 3,
+    "membership.drain_timeout_s": 300.0,
     "membership.api_key": None,
     "membership.api_key_file": None,
     "breaker.failures_max": 5,

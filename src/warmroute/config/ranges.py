@@ -219,6 +219,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "membership.probe_timeout_s": _TIME,
     "membership.retry_interval_s": _TIME,
     "membership.failures_max": Range(1, 1000),
+    "membership.drain_timeout_s": _TIME_OR_NONE,
     "membership.api_key": _KEY,
     "membership.api_key_file": _FILE,
 }

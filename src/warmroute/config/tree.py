@@ -216,6 +216,9 @@ class MembershipConfig:
     failures_max: int = 3
     """So many probes in a row must fail until an engine gets no more requests; one is enough if it refuses to be
     connected to."""
+    drain_timeout_s: float = 300.0
+    """How long an engine that is to leave the fleet is waited for while it has requests. They are never cut: after that
+    it is only forgotten."""
     api_key: str | None = field(default=None, repr=False)
     """The key of engines that have none of their own. Never logged or shown."""
     api_key_file: str | None = None
