@@ -100,6 +100,7 @@ ENGINE_DEFAULTS = {
     "replay_endpoint": None,
     "topic": None,
     "data_parallel_size": None,
+    "weight": 1.0,
     "events": True,
     "api_key": None,
     "api_key_file": None,

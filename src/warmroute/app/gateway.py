@@ -20,6 +20,7 @@ import aiohttp
 import uvloop
 import zmq
 
+from warmroute.app.discovery import Sources
 from warmroute.app.limiting import Limiting
 from warmroute.app.listeners import Listeners, tls_to_engines
 from warmroute.app.own_policy import load_policy
@@ -69,6 +70,7 @@ class Gateway:
         self.membership = Membership(config, api, self.following, clock, keys=keys)
         self.reconciler = Reconciler(config, self.membership, self._in_flight, clock)
         self.reconciler.on_removed = self._engine_removed
+        self.sources = Sources(config, self.reconciler)
         remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s, keys)
         self.tokens = Tokens(config.tokenizer, clock, _local_tokenizer(config), remote)
         self.breakers = Breakers(config.breaker)
@@ -83,19 +85,9 @@ class Gateway:
         streams = self.following.streams
         self.status = Status(self.router, self.membership, streams, self.trusts, self.routing.tracking, clock)
         metrics = Metrics(self.routing, self.membership, streams, self.tokens, self.server.counts, clock)
-        metrics.count("access_refused", "Requests not let in", ("listener", "reason"), self.listeners.refused)
-        metrics.count("file_reloads", "Changed files read again", ("files", "result"), self.listeners.reloads)
-        metrics.count("admission", "What the limits did", ("event",), self.limiting.counts)
-        metrics.gauge(
-            "admission_requests",
-            "Requests inside and waiting, and buckets that are not full",
-            ("state",),
-            self.limiting.numbers,
-        )
-        metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
-        metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
-        metrics.count("fleet_changes", "Engines added, altered, drained, removed", ("kind",), self._fleet_changes)
+        self._expose(metrics)
         self.status.listed = self.reconciler.view
+        self.status.discovered = self.sources.view
         self.status.breaker = lambda endpoint: self.breakers.of(endpoint, clock()).state
         self.routing.answer_locally(self.status.replies() | {"/metrics": metrics.reply})
         self.routing.on_reset = self.following.cleared
@@ -126,6 +118,7 @@ class Gateway:
         """Watch engines, follow events, compare tokenizers, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.membership.run(), name="membership")
+            tasks.create_task(self.sources.run(), name="discovery")
             tasks.create_task(self._tick(), name="tick")
             tasks.create_task(self._verify_tokenizer(), name="verify tokenizer")
 
@@ -158,6 +151,7 @@ class Gateway:
             await asyncio.sleep(TICK_S)
             self.following.tick()
             self.reconciler.tick()
+            self.sources.tick()
             self.listeners.tick()
             self.limiting.tick()
 
@@ -165,6 +159,24 @@ class Gateway:
         while True:
             await self._changed.wait()
             await self.tokens.verify(self.membership.fleet)
+
+    def _expose(self, metrics: Metrics) -> None:
+        """Counters that others keep."""
+        metrics.count("access_refused", "Requests not let in", ("listener", "reason"), self.listeners.refused)
+        metrics.count("file_reloads", "Changed files read again", ("files", "result"), self.listeners.reloads)
+        metrics.count("admission", "What the limits did", ("event",), self.limiting.counts)
+        metrics.gauge(
+            "admission_requests",
+            "Requests inside and waiting, and buckets that are not full",
+            ("state",),
+            self.limiting.numbers,
+        )
+        metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
+        metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
+        metrics.count("fleet_changes", "Engines added, altered, drained, removed", ("kind",), self._fleet_changes)
+        metrics.gauge("discovery_in_step", "1 if the source is followed now", ("source",), self.sources.in_step)
+        metrics.gauge("discovery_objects", "Pods or slices by state", ("source", "state"), self.sources.objects)
+        metrics.count("discovery", "What happened while following", ("source", "event"), self.sources.events)
 
     def _fleet_changes(self) -> Counter[tuple[str, ...]]:
         return self.reconciler.changes
@@ -199,6 +211,8 @@ async def running(config: Config) -> AsyncIterator[Gateway]:
         gateway = Gateway(config, session, context, engine_tls)
         stack.callback(gateway.following.close)
         stack.push_async_callback(gateway.limiting.close)
+        stack.push_async_callback(gateway.sources.close)
+        await gateway.sources.start()
         stack.push_async_callback(gateway.listeners.close)
         gateway.port = await gateway.listeners.start()
         failure: Exception | None = None

@@ -29,6 +29,8 @@ class EngineConfig:
     """Number of data-parallel ranks; None: as the engine says, else 1."""
     events: bool = True
     """False: route to this engine by load only; its worker is BLIND."""
+    weight: float = 1.0
+    """How much of the work it should have beside an engine of weight 1: its costs are divided by this. 0: none."""
     api_key: str | None = field(default=None, repr=False)
     """Key this engine wants (`vllm serve --api-key`); None: membership.api_key. Never logged or shown."""
     api_key_file: str | None = None

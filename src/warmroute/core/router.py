@@ -229,6 +229,8 @@ class Router:
             self._hold(held, request, chains[key], users, now)
         candidates = self._candidates(request, next(iter(chains.values())), held, lanes, now)
         costs = policy.costs(candidates)
+        if lanes.weights is not None:
+            costs = [cost / weight for cost, weight in zip(costs, lanes.weights, strict=True)]
         chosen = self._cheapest(costs, candidates)
         expected_s = candidates.first_token_s(chosen)
         key = next(key for key, users in keys.items() if lanes.workers[chosen].id in users)
