@@ -17,7 +17,7 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 # The environment is made where it will lie, since its scripts name their interpreter.
 RUN python -m venv --without-pip /opt/warmroute \
   && pip --python /opt/warmroute/bin/python install --no-cache-dir --compile --constraint constraints.txt \
-     "warmroute[redis] @ file://$(ls /wheels/warmroute-*.whl)"
+     "warmroute[kubernetes,redis] @ file://$(ls /wheels/warmroute-*.whl)"
 
 FROM python:${PYTHON}-slim-bookworm
 LABEL org.opencontainers.image.title="Warmroute" \
