@@ -138,7 +138,7 @@ class Gateway:
     def _limiting(self, clock: Callable[[], float]) -> Limiting:
         most, saturation = self.config.admission.worker_requests_max, None
         if most is not None:
-            saturation = Saturation(self.router.load, self._fleet, clock, most)
+            saturation = Saturation(self.router.load, self._fleet, most)
             self.routing.avoidances.append(saturation.avoided)
         keyed = self.config.gateway.keys_file is not None
         return Limiting(self.config.admission, self.routing, saturation, clock, keyed=keyed)
