@@ -78,7 +78,7 @@ class Sharing:
         self.unshared = 0
         """Workers that found no row."""
         self._bytes = page.cast("B")
-        self._page = self._bytes.cast("d")
+        self._page: memoryview[float] = self._bytes.cast("d")
         self._at = process * _PART
         self._keys: list[float] = []
         self._renamed = 0
@@ -143,7 +143,7 @@ class Sharing:
 class _Part:
     """Another process's part, as this one reads it."""
 
-    def __init__(self, page: memoryview, process: int) -> None:
+    def __init__(self, page: memoryview[float], process: int) -> None:
         self._page = page
         self._at = process * _PART
         self._order: list[int] = []
@@ -161,7 +161,7 @@ class _Part:
         if not self._follow(keys, renamed):
             return []
         start = self._at + _WIDTH
-        numbers = self._page[start : start + _WIDTH * self._rows].tolist()
+        numbers: list[float] = self._page[start : start + _WIDTH * self._rows].tolist()
         columns = [numbers[at::_WIDTH] for at in range(1, _WIDTH - 1)]
         columns[4] = [at - now if at > now else 0.0 for at in columns[4]]
         if self._in_order:
@@ -179,7 +179,7 @@ class _Part:
         if known != self._known:
             self._known, self._rows = known, known[1]
             start = self._at + _WIDTH
-            there = self._page[start : start + _WIDTH * self._rows].tolist()[::_WIDTH]
+            there: list[float] = self._page[start : start + _WIDTH * self._rows].tolist()[::_WIDTH]
             rows = {key: row for row, key in enumerate(there) if key}
             self._order = [rows.get(key, self._rows) for key in keys]
             self._in_order = self._order == list(range(self._rows))
