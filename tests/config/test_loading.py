@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from contextlib import suppress
 from typing import Any
@@ -80,10 +81,10 @@ def test_each_kind_of_value_from_text() -> None:
 def test_every_leaf_can_be_set_in_every_source() -> None:
     same = {key: leaf.default for key, leaf in LEAVES.items() if leaf.default is not None and key != "engines"}
     texts = {key: str(value) for key, value in same.items()}
-    sections: dict[str, dict[str, object]] = {}
+    sections: dict[str, Any] = {}
     for key, value in same.items():
-        section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = value
+        *path, name = key.split(".")
+        functools.reduce(lambda section, part: section.setdefault(part, {}), path, sections)[name] = value
     for loaded, origin in (
         (load(flags=texts, environ={}), "flag"),
         (load(flags={}, environ={LEAVES[key].variable: text for key, text in texts.items()}), "environment"),
@@ -374,3 +375,23 @@ def test_any_document_and_any_text_give_a_configuration_or_a_config_error(docume
         load(flags={}, environ={}, document=document)
     with suppress(ConfigError):
         load(flags={}, environ=environ)
+
+
+def test_a_section_of_a_section() -> None:
+    loaded = file({"discovery": {"kubernetes": {"enabled": True, "namespaces": "a, b"}, "file": None}})
+    assert (loaded.config.discovery.kubernetes.enabled, loaded.config.discovery.file.path) == (True, None)
+    with pytest.raises(ConfigError, match=r"discovery\.kubernets: unknown setting .* Known here: kubernetes, file"):
+        file({"discovery": {"kubernets": {}}})
+    with pytest.raises(ConfigError, match=r"discovery\.kubernetes: true .* is not a mapping"):
+        file({"discovery": {"kubernetes": True}})
+    with pytest.raises(ConfigError, match="a dotted key at the top"):
+        file({"discovery.kubernetes": {"enabled": True}})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("namespaces", "a,,b"), ("namespaces", "*,a"), ("namespaces", "A"), ("selector", "a=b;c"), ("selector", "")],
+)
+def test_what_no_cluster_would_take_is_refused(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"discovery.kubernetes.{name}"):
+        file({"discovery": {"kubernetes": {name: text}}})

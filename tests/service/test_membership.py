@@ -12,7 +12,8 @@ import pytest
 
 from warmroute.config.tree import Config, EngineConfig, EventsConfig, MembershipConfig
 from warmroute.errors import ConfigError
-from warmroute.service.membership import FACTS_EVERY, Membership, endpoint_of, engine_keys, event_addresses
+from warmroute.service.addressing import endpoint_of, engine_key, event_addresses
+from warmroute.service.membership import FACTS_EVERY, Membership
 from warmroute.service.ports import CacheCounters, EngineFacts, EventAddress
 from warmroute.testing.fakes import FakeEngineApi
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
@@ -388,8 +389,10 @@ async def test_an_engine_asleep_takes_no_requests_until_it_is_woken() -> None:
 
 def test_keys_are_the_engines_own_or_the_common_one() -> None:
     engines = (EngineConfig(url=A.url, api_key="own"), EngineConfig(url=B.url))
-    assert engine_keys(Config(engines=engines)) == {A: "own"}
-    assert engine_keys(Config(engines=engines, membership=MembershipConfig(api_key="all"))) == {A: "own", B: "all"}
+    common = Config(membership=MembershipConfig(api_key="all"))
+    assert [engine_key(Config(), engine) for engine in engines] == ["own", None]
+    assert [engine_key(common, engine) for engine in engines] == ["own", "all"]
+    assert Stage(*engines).membership.keys == {A: "own"}
     assert "own" not in repr(engines)
 
 

@@ -26,9 +26,9 @@ from warmroute.edge.tokenizer_remote import RemoteTokenizer
 from warmroute.edge.zmq import zmq_event_sources
 from warmroute.edge.zmtp import identify
 from warmroute.errors import EngineError, TokenizeError
+from warmroute.service.addressing import endpoint_of, event_addresses
 from warmroute.service.doctor.facts import EngineReport, HttpFacts, PeerFacts, StreamFacts, TokenizerFacts, TrialFacts
 from warmroute.service.doctor.watch import Watch
-from warmroute.service.membership import endpoint_of, event_addresses
 from warmroute.service.ports import EventAddress, EventSourceFactory, Tokenizer
 from warmroute.service.tokens import probes
 from warmroute.types import Endpoint, ModelInfo, TokenIds, Worker, WorkerId

@@ -12,6 +12,7 @@ import logging
 import signal
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -32,12 +33,13 @@ from warmroute.edge.tokenizer_remote import RemoteTokenizer
 from warmroute.edge.zmq import zmq_event_sources
 from warmroute.service.avoidance import Saturation, shut_workers
 from warmroute.service.following import Following
-from warmroute.service.membership import Membership, engine_keys
+from warmroute.service.membership import Membership
 from warmroute.service.ports import Tokenizer
+from warmroute.service.reconciler import Reconciler
 from warmroute.service.routing import Routing
 from warmroute.service.status import Status
 from warmroute.service.tokens import Tokens
-from warmroute.types import Fleet, TrustState, WorkerId
+from warmroute.types import Endpoint, Fleet, TrustState, WorkerId
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +64,11 @@ class Gateway:
         self.router = Router(index, config.routing, load_policy(config.routing.policy), timer=time.perf_counter)
         sources = zmq_event_sources(context, config.events)
         self.following = Following(self.router, sources, config.events, clock, time.time)
-        keys = engine_keys(config)
+        keys: dict[Endpoint, str] = {}  # kept by membership
         api = HttpEngineApi(session, config.membership.probe_timeout_s, keys)
-        self.membership = Membership(config, api, self.following, clock)
+        self.membership = Membership(config, api, self.following, clock, keys=keys)
+        self.reconciler = Reconciler(config, self.membership, self._in_flight, clock)
+        self.reconciler.on_removed = self._engine_removed
         remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s, keys)
         self.tokens = Tokens(config.tokenizer, clock, _local_tokenizer(config), remote)
         self.breakers = Breakers(config.breaker)
@@ -90,6 +94,8 @@ class Gateway:
         )
         metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
         metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
+        metrics.count("fleet_changes", "Engines added, altered, drained, removed", ("kind",), self._fleet_changes)
+        self.status.listed = self.reconciler.view
         self.status.breaker = lambda endpoint: self.breakers.of(endpoint, clock()).state
         self.routing.answer_locally(self.status.replies() | {"/metrics": metrics.reply})
         self.routing.on_reset = self.following.cleared
@@ -151,6 +157,7 @@ class Gateway:
         while True:
             await asyncio.sleep(TICK_S)
             self.following.tick()
+            self.reconciler.tick()
             self.listeners.tick()
             self.limiting.tick()
 
@@ -158,6 +165,15 @@ class Gateway:
         while True:
             await self._changed.wait()
             await self.tokens.verify(self.membership.fleet)
+
+    def _fleet_changes(self) -> Counter[tuple[str, ...]]:
+        return self.reconciler.changes
+
+    def _in_flight(self, worker: WorkerId) -> int:
+        return self.router.load.of(worker, time.monotonic()).requests
+
+    def _engine_removed(self, endpoint: Endpoint) -> None:
+        self.breakers.forget(endpoint)
 
     def _removed(self, worker: WorkerId, name: str) -> None:
         self.trusts.forget(worker)

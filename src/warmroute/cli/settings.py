@@ -51,6 +51,8 @@ class SettingsCommand(click.Command):
                 leaf = self.settings.get(param.name or "")
                 by_section[leaf.section if leaf else ""].append(record)
         for section, records in by_section.items():
+            if not records:  # a section of sections
+                continue
             with formatter.section(f"Settings of {section}" if section else "Options"):
                 formatter.write_dl(records)
 
@@ -96,11 +98,14 @@ def _with_key(section: Keyed, name: str) -> Keyed:
 
 def require_engines(loaded: Loaded) -> None:
     """Refuse a configuration that no request can be served with. Raises ConfigError."""
-    if not loaded.config.engines:
+    discovery = loaded.config.discovery
+    found = discovery.kubernetes.enabled or discovery.file.path or discovery.service.name
+    if not loaded.config.engines and not found:
         raise ConfigError(
             ENGINES,
             "none are listed",
-            f"Give `--engine URL` (once per engine), {LEAVES[ENGINES].variable}, or `engines:` in the file.",
+            f"Give `--engine URL` (once per engine), {LEAVES[ENGINES].variable}, or `engines:` in the file; or have "
+            "them found (discovery.kubernetes.enabled, discovery.service.name, discovery.file.path).",
         )
 
 

@@ -104,10 +104,11 @@ class _Required:
 REQUIRED: Final = _Required()
 
 
-def _sections() -> Iterator[tuple[str, type[Any]]]:
-    for name, kind in get_type_hints(tree.Config).items():
+def _sections(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, type[Any]]]:
+    for name, kind in get_type_hints(cls).items():
         if isinstance(kind, type) and is_dataclass(kind):
-            yield name, kind
+            yield prefix + name, kind
+            yield from _sections(kind, f"{prefix}{name}.")
 
 
 def _leaves(cls: type[Any], prefix: str) -> Iterator[Leaf]:
@@ -119,8 +120,8 @@ def _leaves(cls: type[Any], prefix: str) -> Iterator[Leaf]:
             yield Leaf(key, hints[entry.name], default, RANGES.get(key))
 
 
-SECTIONS: Final[Mapping[str, type[Any]]] = dict(_sections())
-"""Section name -> its dataclass, in the tree's order."""
+SECTIONS: Final[Mapping[str, type[Any]]] = dict(_sections(tree.Config))
+"""Section name -> its dataclass, in the tree's order; `discovery.kubernetes` is a section of a section."""
 LEAVES: Final[Mapping[str, Leaf]] = {
     leaf.key: leaf
     for cls, prefix in [(tree.Config, ""), *((cls, name) for name, cls in SECTIONS.items())]

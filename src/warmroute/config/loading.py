@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from warmroute.config import contradictions
 from warmroute.config.leaves import ENGINES, LEAVES, SECTIONS
@@ -74,11 +74,12 @@ def load(
 
 
 def _build(values: Mapping[str, object]) -> Config:
-    sections = {
-        name: cls(**{leaf.name: values[leaf.key] for leaf in LEAVES.values() if leaf.section == name})
-        for name, cls in SECTIONS.items()
-    }
-    return Config(engines=cast("tuple[EngineConfig, ...]", values[ENGINES]), **sections)
+    sections: dict[str, dict[str, Any]] = {"": {}}
+    for name, cls in reversed(tuple(SECTIONS.items())):  # those of a section before itself
+        own = {leaf.name: values[leaf.key] for leaf in LEAVES.values() if leaf.section == name}
+        place, _, last = name.rpartition(".")
+        sections.setdefault(place, {})[last] = cls(**own, **sections.pop(name, {}))
+    return Config(engines=cast("tuple[EngineConfig, ...]", values[ENGINES]), **sections[""])
 
 
 def _position(error: ConfigError) -> int:

@@ -133,6 +133,30 @@ def _check_policy(policy: str) -> None:
         raise ValueError("is no policy")
 
 
+def _check_dns_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise ValueError("is no such name: lower-case letters, digits and dashes")
+
+
+def _check_name(name: str) -> None:
+    if not name or not name.isprintable():
+        raise ValueError("is no name")
+
+
+def _check_selector(selector: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_./=!,() -]+", selector):
+        raise ValueError("is no label selector, as `kubectl get -l` takes it")
+
+
+def namespaces_of(text: str) -> tuple[str, ...]:
+    """The namespaces that `A,B` names; `("*",)` for all. Raises ValueError."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if names != ("*",):
+        for name in names:
+            _check_dns_name(name)
+    return names
+
+
 _TIME: Final = Range(0, DAY_S, above=True)
 _TIME_OR_NONE: Final = Range(0, DAY_S)
 _PORT: Final = Range(1, PORT_MAX)
@@ -144,6 +168,7 @@ _BY_MODEL: Final = Form("MODEL=N pairs with commas between them, N from 1 on", b
 _LISTEN: Final = Form("an IP address or localhost", check_listen_host)
 _URL: Final = Form("a URL http://HOST:PORT or https://HOST:PORT", parse_url)
 _KEY: Final = Form("a key without spaces, as it goes into a header", check_key)
+_NAME: Final = Form("a name", _check_name)
 _FILE: Final = Form("the path of a file", _check_path)
 _ZMQ: Final = Form("a ZMQ address tcp://HOST:PORT or ipc://PATH to connect to", parse_zmq)
 _ZMQ_LISTEN: Final = Form("a ZMQ address tcp://*:PORT, tcp://HOST:PORT or ipc://PATH to listen on", parse_zmq_listen)
@@ -219,6 +244,15 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "membership.probe_timeout_s": _TIME,
     "membership.retry_interval_s": _TIME,
     "membership.failures_max": Range(1, 1000),
+    "membership.drain_timeout_s": _TIME_OR_NONE,
+    "discovery.kubernetes.namespaces": Form("names of namespaces with commas between them, or *", namespaces_of),
+    "discovery.kubernetes.selector": Form("a label selector", _check_selector),
+    "discovery.kubernetes.kubeconfig": _FILE,
+    "discovery.kubernetes.context": _NAME,
+    "discovery.file.path": _FILE,
+    "discovery.service.name": Form("the name of a Service", _check_dns_name),
+    "discovery.service.namespace": Form("the name of a namespace", _check_dns_name),
+    "discovery.service.port_name": _NAME,
     "membership.api_key": _KEY,
     "membership.api_key_file": _FILE,
 }

@@ -6,6 +6,7 @@ they are is never shown.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -43,7 +44,7 @@ def _rows(loaded: Loaded) -> Iterator[tuple[str, str]]:
     for key, leaf in LEAVES.items():
         source = str(loaded.sources[key])
         if key != ENGINES:
-            yield f"{key} = {_scalar(values[leaf.section][leaf.name])}", source
+            yield f"{key} = {_scalar(_section(values, leaf.section)[leaf.name])}", source
             continue
         if not loaded.config.engines:
             yield f"{key} = []", source
@@ -56,9 +57,13 @@ def _rows(loaded: Loaded) -> Iterator[tuple[str, str]]:
 def _shown(loaded: Loaded) -> dict[str, Any]:
     """The tree with its secrets hidden."""
     values = asdict(loaded.config)
-    for section in (*values[ENGINES], *(values[name] for name in SECTIONS)):
+    for section in (*values[ENGINES], *(_section(values, name) for name in SECTIONS)):
         section.update({name: HIDDEN for name in SECRETS if section.get(name) is not None})
     return values
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return functools.reduce(lambda section, part: section[part], name.split("."), values)
 
 
 def _scalar(value: object) -> str:
@@ -85,7 +90,8 @@ def reference() -> str:
     parts = [f"### `engines`\n\n{docs['EngineConfig']} {forms}\n\n{_table(ENGINE_LEAVES)}"]
     for section, cls in SECTIONS.items():
         leaves = {leaf.name: leaf for leaf in LEAVES.values() if leaf.section == section}
-        parts.append(f"### `{section}`\n\n{docs[cls.__name__]}\n\n{_table(leaves)}")
+        table = f"\n\n{_table(leaves)}" if leaves else ""
+        parts.append(f"### `{section}`\n\n{docs[cls.__name__]}{table}")
     return "\n\n".join(parts)
 
 

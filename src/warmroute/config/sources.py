@@ -16,7 +16,7 @@ from typing import Final
 
 from warmroute.config import aliases
 from warmroute.config.addresses import without_credentials
-from warmroute.config.leaves import ENGINES, ENV_PREFIX, LEAVES, SECTIONS
+from warmroute.config.leaves import ENV_PREFIX, LEAVES, SECTIONS
 from warmroute.errors import ConfigError
 
 CONFIG_VARIABLE: Final = "WARMROUTE_CONFIG"
@@ -89,24 +89,32 @@ def read_file(document: object, file_name: str) -> Read:
         return read
     if not isinstance(document, Mapping):
         problem = f"{shown(document)} is not a mapping of sections"
-        read.errors.append(ConfigError(file_name, problem, f"Its sections are {', '.join([ENGINES, *SECTIONS])}."))
+        read.errors.append(ConfigError(file_name, problem, f"Its sections are {', '.join(_names_in(''))}."))
         return read
-    for section, content in document.items():
-        if section == ENGINES:
-            read.given[ENGINES] = Given(content, source)
-        elif section not in SECTIONS:
-            read.errors.append(unknown_key(str(section), [ENGINES, *SECTIONS], source))
-        elif isinstance(content, Mapping):
-            names = [leaf.name for leaf in LEAVES.values() if leaf.section == section]
-            for name, value in content.items():
-                if name in names:
-                    read.given[f"{section}.{name}"] = Given(value, source)
-                else:
-                    read.errors.append(unknown_key(f"{section}.{name}", names, source))
-        elif content is not None:  # a section whose lines are all commented out is no mistake
-            problem = f"{shown(content)} ({source}) is not a mapping"
-            read.errors.append(ConfigError(str(section), problem, "Indent its settings below it."))
+    _read_section(read, "", document, source)
     return read
+
+
+def _read_section(read: Read, section: str, content: Mapping[object, object], source: Source) -> None:
+    """Take what a section holds, and its own sections."""
+    names = _names_in(section)
+    for name, value in content.items():
+        key = f"{section}.{name}" if section else str(name)
+        if name not in names:
+            read.errors.append(unknown_key(key, names, source))
+        elif key in LEAVES:
+            read.given[key] = Given(value, source)
+        elif isinstance(value, Mapping):
+            _read_section(read, key, value, source)
+        elif value is not None:  # a section whose lines are all commented out is no mistake
+            problem = f"{shown(value)} ({source}) is not a mapping"
+            read.errors.append(ConfigError(key, problem, "Indent its settings below it."))
+
+
+def _names_in(section: str) -> list[str]:
+    """What a section may hold: its leaves, then its sections."""
+    keys = (*LEAVES, *SECTIONS)
+    return [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == section]
 
 
 def read_environment(environ: Mapping[str, str], *, flagged: Collection[str]) -> Read:
@@ -162,7 +170,7 @@ def _service_links(environ: Mapping[str, str]) -> Iterator[str]:
 
 def unknown_key(key: str, known: Collection[str], source: Source) -> ConfigError:
     """The error for a key of the file that does not exist; `known`: the names that could stand in its place."""
-    if key in LEAVES:
+    if key in LEAVES or key in SECTIONS:
         section, _, leaf = key.rpartition(".")
         problem = f"a dotted key at the top ({source})"
         return ConfigError(key, problem, f"Write `{section}:` and, indented below it, `{leaf}:`.")
@@ -176,7 +184,8 @@ def unknown_key(key: str, known: Collection[str], source: Source) -> ConfigError
 def _unknown_variable(name: str, known: Collection[str]) -> ConfigError:
     close = get_close_matches(name, known, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
-    section = next((prefix for key in SECTIONS if name.startswith(prefix := f"{ENV_PREFIX}{key.upper()}_")), ENV_PREFIX)
+    prefixes = [f"{ENV_PREFIX}{key.replace('.', '_').upper()}_" for key in SECTIONS]
+    section = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=ENV_PREFIX)
     alike = ", ".join(variable for variable in known if variable.startswith(section))
     return ConfigError(name, "unknown variable (environment)", f"{hint}Known: {alike}.")
 

@@ -216,6 +216,9 @@ class MembershipConfig:
     failures_max: int = 3
     """So many probes in a row must fail until an engine gets no more requests; one is enough if it refuses to be
     connected to."""
+    drain_timeout_s: float = 300.0
+    """How long an engine that is to leave the fleet is waited for while it has requests. They are never cut: after that
+    it is only forgotten."""
     api_key: str | None = field(default=None, repr=False)
     """The key of engines that have none of their own. Never logged or shown."""
     api_key_file: str | None = None
@@ -232,6 +235,53 @@ class BreakerConfig:
     """How long, before one request tries the engine again; doubled each time that fails."""
     open_max_s: float = 60.0
     """Longest such pause."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesConfig:
+    """Pods as engines, by their labels."""
+
+    enabled: bool = False
+    """Whether pods are watched. Needs `warmroute[kubernetes]` and a role that may list and watch pods."""
+    namespaces: str | None = None
+    """Namespaces to watch, with commas between them; `*`: all, which needs a cluster role. None: the gateway's own."""
+    selector: str | None = None
+    """Label selector of the pods to look at. None: those that say which model they serve."""
+    kubeconfig: str | None = None
+    """How the API server is reached from outside of a cluster. None: as a pod reaches it, else as kubectl does."""
+    context: str | None = None
+    """Context of that file. None: the one it names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFileConfig:
+    """A file that lists engines and is watched."""
+
+    path: str | None = None
+    """YAML or JSON file with a list of engines, or with `engines:`, each as the configuration's own `engines` are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadlessServiceConfig:
+    """The endpoints of a Service as engines, by its EndpointSlices; for those who may not read pods."""
+
+    name: str | None = None
+    """Name of the Service. Needs `warmroute[kubernetes]` and a role that may list and watch endpointslices."""
+    namespace: str | None = None
+    """Its namespace. None: the gateway's own."""
+    port_name: str | None = None
+    """Name of its port. None: its only one, or the first."""
+    events: bool = True
+    """False: route to these engines by load only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoveryConfig:
+    """Engines that come and go, besides those that are listed."""
+
+    kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
+    file: EngineFileConfig = field(default_factory=EngineFileConfig)
+    service: HeadlessServiceConfig = field(default_factory=HeadlessServiceConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,4 +307,5 @@ class Config:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     membership: MembershipConfig = field(default_factory=MembershipConfig)
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
+    discovery: DiscoveryConfig = field(default_factory=DiscoveryConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -2,6 +2,9 @@
 
 Each engine has a task of its own, so that a slow one delays no other. An engine that is down is no error: its workers
 are not ready, and are again when it answers. What is learned becomes a new `Fleet` per change; a decision sees one.
+Engines may come, change and leave at any time; who decides that is `service.reconciler`.
+
+Invariant: a worker is ready only while its engine answers, is awake and is not held.
 """
 
 from __future__ import annotations
@@ -12,10 +15,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from warmroute.config.tree import Config, EngineConfig
-from warmroute.errors import ConfigError, EngineError
+from warmroute.errors import EngineError
+from warmroute.service.addressing import endpoint_of, engine_key, event_addresses
 from warmroute.service.ports import CacheCounters, EngineApi, EngineFacts, EventAddress, Health
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 
@@ -52,6 +55,10 @@ class _Engine:
     workers: list[WorkerId] = field(default_factory=list)
     """By rank."""
     addresses: list[EventAddress | None] = field(default_factory=list)
+    held: str | None = None
+    """Why it gets no requests whatever it answers; None: it may get them."""
+    facts: EngineFacts | None = None
+    """What it said last."""
     up: bool | None = None
     """None: not asked yet."""
     problem: str | None = None
@@ -64,6 +71,11 @@ class _Engine:
     asleep: bool = False
     """Put to sleep by a call that passed through the gateway."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    watch: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.up) and not self.asleep and self.held is None
 
 
 class Membership:
@@ -79,10 +91,12 @@ class Membership:
         listener: FleetListener,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        *,
+        keys: dict[Endpoint, str] | None = None,
     ) -> None:
         self.fleet = Fleet()
-        self.keys = engine_keys(config)
-        """API keys, of engines that have one."""
+        self.keys: dict[Endpoint, str] = {} if keys is None else keys
+        """API keys, of engines that have one; whoever shares the dict sees engines come and go."""
         self.wants_counters: Callable[[WorkerId], bool] = lambda _: False
         """Asked at each probe whether anybody wants the worker's cache counters."""
         self.on_counters: Callable[[WorkerId, CacheCounters, float], None] = lambda *_: None
@@ -94,17 +108,64 @@ class Membership:
         self._sleep = sleep
         self._ids = count()
         self._workers: dict[WorkerId, Worker] = {}
-        self._engines = [_Engine(engine, endpoint_of(engine.url)) for engine in config.engines]
+        self._engines: dict[Endpoint, _Engine] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        for engine in config.engines:
+            self.add(engine)
 
     async def run(self) -> None:
         """Watch every engine until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for engine in self._engines:
-                tasks.create_task(self._watch(engine), name=f"watch {engine.endpoint.authority}")
+        async with asyncio.TaskGroup() as self._tasks:
+            for engine in self._engines.values():
+                self._begin_watch(engine)
+            await asyncio.Event().wait()  # engines may come later
+
+    def add(self, config: EngineConfig, held: str | None = None) -> None:
+        """An engine comes; its workers are known when it has answered. `held`: why it is to get no requests yet."""
+        endpoint = endpoint_of(config.url)
+        engine = self._engines[endpoint] = _Engine(config, endpoint, held=held)
+        self._learn_key(engine)
+        if self._tasks is not None:
+            self._begin_watch(engine)
+
+    def alter(self, config: EngineConfig, held: str | None = None) -> None:
+        """An engine that is known is described otherwise; only what that changes is changed."""
+        engine = self._engines[endpoint_of(config.url)]
+        before, engine.config = engine.config, config
+        self.hold(engine.endpoint, held)
+        if config == before:
+            return
+        self._learn_key(engine)
+        if engine.facts is not None:
+            self._place(engine, engine.facts, self._addresses(engine, engine.facts), restarted=False)
+        self.refresh(engine.endpoint)
+
+    def hold(self, endpoint: Endpoint, reason: str | None) -> None:
+        """Send an engine no more requests, for that reason, or (None) send them again. All else goes on."""
+        engine = self._engines[endpoint]
+        engine.held = reason
+        self._set_ready(engine)
+
+    def remove(self, endpoint: Endpoint) -> None:
+        """Forget an engine, its workers and all that they held. Requests that run there are not touched."""
+        engine = self._engines.pop(endpoint)
+        if engine.watch is not None:
+            engine.watch.cancel()
+        self.keys.pop(endpoint, None)
+        for worker in engine.workers:
+            del self._workers[worker]
+            self._listener.worker_removed(worker)
+        if engine.workers:
+            self._publish()
+
+    def workers_of(self, endpoint: Endpoint) -> tuple[WorkerId, ...]:
+        """An engine's workers by rank; none if it has never answered."""
+        return tuple(self._engines[endpoint].workers)
 
     def engines(self) -> list[tuple[Endpoint, bool, str | None]]:
-        """Every configured engine, whether it answers, and what is wrong if not; one never reached has no worker."""
-        return [(engine.endpoint, bool(engine.up), None if engine.up else engine.problem) for engine in self._engines]
+        """Every engine, whether it answers, and what is wrong if not; one never reached has no worker."""
+        engines = self._engines.values()
+        return [(engine.endpoint, bool(engine.up), None if engine.up else engine.problem) for engine in engines]
 
     def report_unreachable(self, endpoint: Endpoint) -> None:
         """A connection to the engine failed: send nothing there until a probe, made at once, succeeds."""
@@ -114,7 +175,7 @@ class Membership:
 
     def refresh(self, endpoint: Endpoint | None = None) -> None:
         """Ask one engine, or all, for their facts now: a model was loaded or unloaded."""
-        for engine in self._engines if endpoint is None else self._at(endpoint):
+        for engine in tuple(self._engines.values()) if endpoint is None else self._at(endpoint):
             engine.facts_due = 0
             engine.wake.set()
 
@@ -135,13 +196,11 @@ class Membership:
         """An engine was put to sleep, or woken: asleep it takes no requests."""
         for engine in self._at(endpoint):
             engine.asleep = asleep
-            for worker in engine.workers:
-                self._workers[worker] = replace(self._workers[worker], ready=bool(engine.up) and not asleep)
-        self._publish()
+            self._set_ready(engine)
 
     def asleep(self) -> frozenset[WorkerId]:
         """The workers that were put to sleep."""
-        return frozenset(worker for engine in self._engines if engine.asleep for worker in engine.workers)
+        return frozenset(worker for engine in self._engines.values() if engine.asleep for worker in engine.workers)
 
     def name_of(self, worker: WorkerId) -> str:
         """What users know a worker by."""
@@ -154,8 +213,28 @@ class Membership:
             self._workers[worker] = replace(self._workers[worker], trust=trust)
             self._publish()
 
-    def _at(self, endpoint: Endpoint) -> list[_Engine]:
-        return [engine for engine in self._engines if engine.endpoint == endpoint]
+    def _at(self, endpoint: Endpoint) -> tuple[_Engine, ...]:
+        """The engine there, if there is one: what is reported may come after it has left."""
+        engine = self._engines.get(endpoint)
+        return () if engine is None else (engine,)
+
+    def _learn_key(self, engine: _Engine) -> None:
+        key = engine_key(self._config, engine.config)
+        if key is None:
+            self.keys.pop(engine.endpoint, None)
+        else:
+            self.keys[engine.endpoint] = key
+
+    def _begin_watch(self, engine: _Engine) -> None:
+        assert self._tasks is not None  # noqa: S101 - callers look
+        engine.watch = self._tasks.create_task(self._watch(engine), name=f"watch {engine.endpoint.authority}")
+
+    def _set_ready(self, engine: _Engine) -> None:
+        before = [self._workers[worker].ready for worker in engine.workers]
+        if any(ready is not engine.ready for ready in before):
+            for worker in engine.workers:
+                self._workers[worker] = replace(self._workers[worker], ready=engine.ready)
+            self._publish()
 
     async def _watch(self, engine: _Engine) -> None:
         while True:
@@ -209,10 +288,7 @@ class Membership:
         if engine.up is not False or engine.problem != problem:
             _log.warning("no requests go to %s: %s; it is asked again until it answers", engine.endpoint.url, problem)
         engine.up, engine.problem = False, problem
-        if any(self._workers[worker].ready for worker in engine.workers):
-            for worker in engine.workers:
-                self._workers[worker] = replace(self._workers[worker], ready=False)
-            self._publish()
+        self._set_ready(engine)
 
     def _adopt(self, engine: _Engine, facts: EngineFacts) -> None:
         if not engine.up:
@@ -231,16 +307,20 @@ class Membership:
         if facts.asleep is not None or restarted:
             engine.asleep = bool(facts.asleep)
         engine.process_start = facts.process_start or engine.process_start
+        engine.facts = facts
+        self._place(engine, facts, self._addresses(engine, facts), restarted)
+
+    def _addresses(self, engine: _Engine, facts: EngineFacts) -> list[EventAddress | None]:
         addresses = self._unshared(engine, event_addresses(self._config, engine.config, engine.endpoint, facts))
         if addresses != engine.addresses:
             _log_addresses(engine, addresses)
-        self._place(engine, facts, addresses, restarted)
+        return addresses
 
     def _unshared(self, engine: _Engine, addresses: list[EventAddress | None]) -> list[EventAddress | None]:
         """The addresses that no other engine publishes at: one engine's events must not be credited to two."""
         taken = {
             address.endpoint: other.endpoint.url
-            for other in self._engines
+            for other in self._engines.values()
             if other is not engine and other.up
             for address in other.addresses
             if address is not None
@@ -281,7 +361,7 @@ class Membership:
                 block_size=facts.block_size,
                 kv_tokens_max=facts.kv_tokens_max,
                 version=facts.version,
-                ready=not engine.asleep,
+                ready=engine.ready,
             )
         for rank, worker in enumerate(engine.workers):
             if moved[rank]:
@@ -298,75 +378,14 @@ class Membership:
         return Trust(TrustState.BLIND, reason, self._clock())
 
     def _publish(self) -> None:
-        self.fleet = Fleet([self._workers[worker] for engine in self._engines for worker in engine.workers])
+        self.fleet = Fleet([self._workers[worker] for engine in self._engines.values() for worker in engine.workers])
         self._listener.fleet_changed(self.fleet)
-
-
-def endpoint_of(url: str) -> Endpoint:
-    """The endpoint that a configured URL means. Raises ConfigError."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError as error:
-        raise ConfigError("engines.url", f"{url!r} is no URL ({error})", "Write http://HOST:PORT") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise ConfigError("engines.url", f"{url!r} is not the base URL of an engine", "Write http://HOST:PORT")
-    return Endpoint(parts.hostname, port, tls=parts.scheme == "https")
-
-
-def engine_keys(config: Config) -> dict[Endpoint, str]:
-    """The API key of each engine that has one."""
-    keys = {endpoint_of(engine.url): engine.api_key or config.membership.api_key for engine in config.engines}
-    return {endpoint: key for endpoint, key in keys.items() if key is not None}
-
-
-def event_addresses(
-    config: Config, engine: EngineConfig, endpoint: Endpoint, facts: EngineFacts
-) -> list[EventAddress | None]:
-    """Where each rank of an engine publishes; None: nowhere that we may listen.
-
-    What the operator says of this engine holds before what the engine says of itself (it may sit behind a port
-    mapping), and that before the defaults, which are used only if the engine says nothing at all.
-    """
-    said = facts.event_sources
-    ranks = engine.data_parallel_size or (max(said) + 1 if said else 1)
-    if not (config.events.enabled and engine.events):
-        return [None] * ranks
-    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    default = None if said is not None else f"tcp://{host}:{config.events.port}"
-    port = config.events.replay_port
-    clear = port is not None and abs(port - config.events.port) >= ranks
-    default_replay = f"tcp://{host}:{port}" if default and clear else None
-    found: list[EventAddress | None] = []
-    for rank in range(ranks):
-        own = said.get(rank) if said else None
-        address = (
-            _shifted(engine.events_endpoint or default, rank) if not own or engine.events_endpoint else own.endpoint
-        )
-        replay = _shifted(engine.replay_endpoint or default_replay, rank)
-        if own and not engine.replay_endpoint:
-            replay = own.replay_endpoint
-        topic = engine.topic if engine.topic is not None else own.topic if own else ""
-        listen = _shifted(engine.events_listen, rank)
-        if listen:
-            found.append(EventAddress(listen, replay, topic, bind=True))
-        else:
-            found.append(EventAddress(address, replay, topic) if address else None)
-    return found
 
 
 def _since_first_seen(models: tuple[ModelInfo, ...], worker: Worker | None) -> tuple[ModelInfo, ...]:
     """The models with `created` as it first was: vLLM says the time of asking, and that alone changes no fleet."""
     created = {model.id: model.created for model in worker.models} if worker else {}
     return tuple(replace(model, created=created.get(model.id, model.created)) for model in models)
-
-
-def _shifted(address: str | None, rank: int) -> str | None:
-    """Rank 0's address -> another rank's: the port counts up. An address without a port has rank 0 only."""
-    head, _, port = (address or "").rpartition(":")
-    if head and port.isdecimal():
-        return f"{head}:{int(port) + rank}"
-    return address if rank == 0 else None
 
 
 def _log_addresses(engine: _Engine, addresses: list[EventAddress | None]) -> None:

@@ -154,22 +154,28 @@ class Routing:
         """Release what was booked, and note how it ended."""
         trail, worker = attempt.trail, attempt.trail.decision.worker
         trail.outcome = outcome
-        reported = _CACHED_TOKENS.findall(tail)
         served = _computed(trail.status)
-        self.trusts.ended(worker.id, trail.number, served=served, reported=bool(reported))
         if attempt.job.full_report:
             self.router.full_reports.ended(worker.id, self._clock())
-        if reported:
-            self.tracking.reported(trail, int(reported[-1]))
-            self._judge(attempt.job, trail, int(reported[-1]))
-        if outcome is Outcome.COMPLETE and trail.status == 200:
-            self._acted(attempt.job, worker, tail)
+        if self._membership.fleet.get(worker.id) is not None:  # of one forgotten meanwhile nothing is kept
+            self._note(attempt, outcome, tail)
         self.router.release(trail.decision, self._clock(), served=served)
         trail.decision.claims = (
             trail.decision.chain
         ) = ()  # kept for explanation: without the hashes of its whole prompt
         if not trail.decision.served:
             trail.decision.settle(CANDIDATES_KEPT_MAX)
+
+    def _note(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
+        """What the end of an attempt says of its worker and its engine."""
+        trail, worker = attempt.trail, attempt.trail.decision.worker
+        reported = _CACHED_TOKENS.findall(tail)
+        self.trusts.ended(worker.id, trail.number, served=_computed(trail.status), reported=bool(reported))
+        if reported:
+            self.tracking.reported(trail, int(reported[-1]))
+            self._judge(attempt.job, trail, int(reported[-1]))
+        if outcome is Outcome.COMPLETE and trail.status == 200:
+            self._acted(attempt.job, worker, tail)
         self.tracking.outcomes[worker.name, outcome.value] += 1
         self._judge_engine(trail, outcome)
         if outcome is Outcome.UNREACHABLE:

@@ -38,6 +38,8 @@ class Status:
         self.draining = False
         self.breaker: Callable[[Endpoint], str] = lambda _: "closed"
         """The state of an engine's breaker."""
+        self.listed: Callable[[], Mapping[Endpoint, Mapping[str, Any]]] = dict
+        """Of each engine who lists it, and why it gets no requests if it is held or drains."""
 
     def replies(self) -> dict[str, Callable[[str], Reply]]:
         """Path -> what answers it."""
@@ -65,8 +67,10 @@ class Status:
         """Every worker: where it is, what it serves, how far it is believed, what it holds, what it has to do."""
         now = self._clock()
         workers = [self._worker(worker, now) for worker in self._membership.fleet.workers]
+        listed = self.listed()
         engines = [
             {"address": endpoint.url, "up": up, "problem": problem, "breaker": self.breaker(endpoint)}
+            | dict(listed.get(endpoint, {}))
             for endpoint, up, problem in self._membership.engines()
         ]
         return _json({"workers": workers, "engines": engines})
