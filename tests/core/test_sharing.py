@@ -27,7 +27,7 @@ def workers(order: list[int], first_id: int = 0) -> list[Worker]:
     ]
 
 
-def page_for(processes: int) -> memoryview:
+def page_for(processes: int) -> memoryview[float]:
     return memoryview(bytearray(page_bytes(processes))).cast("d")
 
 

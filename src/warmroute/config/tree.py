@@ -43,6 +43,12 @@ class GatewayConfig:
     """Address to listen on."""
     port: int = 8080
     """Port to listen on; 0: one the system chooses."""
+    processes: int = 1
+    """Processes that serve this port, each on a core of its own, with its own view of the events; they share the load
+    in flight. Above 1, one more watches over them."""
+    handover: str | None = None
+    """Path of a Unix socket by which a newly started gateway takes over from the running one, without a gap; None: it
+    cannot."""
     max_body_bytes: int = 32 * 1024 * 1024
     """Larger request bodies are refused with 413."""
     max_head_bytes: int = 64 * 1024

@@ -55,13 +55,12 @@ def page_bytes(processes: int) -> int:
     return processes * _PART * _BYTES
 
 
-def clear_part(page: memoryview, process: int) -> None:
+def clear_part(page: memoryview[float], process: int) -> None:
     """The process is gone, and with it what it had in flight."""
     at = process * _PART
-    numbers = page.cast("B").cast("d")
-    namings = numbers[at + _NAMINGS] + 1.0  # so that nobody takes the next process's rows for the last one's
-    numbers[at : at + _PART] = memoryview(bytes(_PART * _BYTES)).cast("d")
-    numbers[at + _NAMINGS] = namings
+    namings = page[at + _NAMINGS] + 1.0  # so that nobody takes the next process's rows for the last one's
+    page[at : at + _PART] = memoryview(bytes(_PART * _BYTES)).cast("d")
+    page[at + _NAMINGS] = namings
 
 
 def key_of(worker: Worker) -> float:
@@ -73,12 +72,12 @@ def key_of(worker: Worker) -> float:
 class Sharing:
     """One process's part of a page, and its view of the others'. Rows are the load table's places."""
 
-    def __init__(self, page: memoryview, process: int, processes: int) -> None:
+    def __init__(self, page: memoryview[float], process: int, processes: int) -> None:
         self.process = process
         self.unshared = 0
         """Workers that found no row."""
         self._bytes = page.cast("B")
-        self._page: memoryview[float] = self._bytes.cast("d")
+        self._page = page
         self._at = process * _PART
         self._keys: list[float] = []
         self._renamed = 0
@@ -161,8 +160,8 @@ class _Part:
         if not self._follow(keys, renamed):
             return []
         start = self._at + _WIDTH
-        numbers: list[float] = self._page[start : start + _WIDTH * self._rows].tolist()
-        columns = [numbers[at::_WIDTH] for at in range(1, _WIDTH - 1)]
+        numbers: Sequence[float] = self._page[start : start + _WIDTH * self._rows].tolist()
+        columns = [list(numbers[at::_WIDTH]) for at in range(1, _WIDTH - 1)]
         columns[4] = [at - now if at > now else 0.0 for at in columns[4]]
         if self._in_order:
             return columns
@@ -179,7 +178,7 @@ class _Part:
         if known != self._known:
             self._known, self._rows = known, known[1]
             start = self._at + _WIDTH
-            there: list[float] = self._page[start : start + _WIDTH * self._rows].tolist()[::_WIDTH]
+            there: Sequence[float] = self._page[start : start + _WIDTH * self._rows].tolist()[::_WIDTH]
             rows = {key: row for row, key in enumerate(there) if key}
             self._order = [rows.get(key, self._rows) for key in keys]
             self._in_order = self._order == list(range(self._rows))

@@ -186,6 +186,10 @@ class Reply:
     headers: Headers = ()
 
 
+LocalReply: TypeAlias = "Callable[[str], Reply | Awaitable[Reply]]"
+"""Answers a path, or all below it, for the gateway itself; gets the request's target, its query included."""
+
+
 class Dispatch(Protocol):
     """One attempt to have one request served by one worker. Holds the load that was booked for it."""
 

@@ -24,7 +24,7 @@ from warmroute.core.router import Decision, PickRequest, Router
 from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service.avoidance import Avoided
 from warmroute.service.membership import Membership
-from warmroute.service.ports import Dispatch, Headers, Outcome, Reply, RequestHead
+from warmroute.service.ports import Dispatch, Headers, LocalReply, Outcome, Reply, RequestHead
 from warmroute.service.tokens import Tokens
 from warmroute.service.tracking import Attempt, Job, Tracking, Trail
 from warmroute.service.trust import Trusts
@@ -50,9 +50,6 @@ WORKER_HEADER = b"x-warmroute-worker"
 _NOBODY: frozenset[WorkerId] = frozenset()
 SERVER_ERROR = 500
 """Statuses from here on are the engine's failures."""
-
-LocalReply = Callable[[str], Reply]
-"""Answers a path below its prefix itself; gets the request's target, its query included."""
 
 CANDIDATES_KEPT_MAX = 32
 """Candidates that are kept of a decision for explanation: the chosen one and the cheapest."""
