@@ -67,7 +67,7 @@ class GatewayConfig:
     drain_timeout_s: float = 30.0
     """How long running requests may go on after SIGTERM."""
     retries: int = 2
-    """How many other workers a request may be tried on while no byte of an answer has come."""
+    """How many other workers a request may be tried on while no byte of an answer has come, or nothing but a 503."""
     decision_headers: bool = True
     """Whether answers carry `x-warmroute-worker` and `x-warmroute-overlap-tokens`."""
     keys_file: str | None = None

@@ -119,7 +119,7 @@ class Routing:
         return self._pass_through(head, path, body)
 
     def retry(self, dispatch: Dispatch) -> Dispatch | None:
-        """Another worker for a request whose attempt ended UNREACHABLE, or None if it must not be tried again.
+        """Another worker for a request that ended UNREACHABLE or REFUSED; None: it must not be tried again.
 
         Raises NoWorkerError if there is nobody left who could serve it.
         """

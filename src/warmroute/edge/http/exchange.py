@@ -4,10 +4,11 @@ The state is what the engine connection's `receive` points at, or what is waited
 
     deciding -> connecting -> head -> first byte -> length | chunked | dechunked | until_close -> over
                     ^          |          |
-                    '- retry --'----------'   only while no byte of an answer's body has come
+                    '- retry --'----------'   only while no byte of an answer's body has come, or it is a 503
 
 Engines send the head of a stream before they begin to compute. It is held back until the first byte of the body, so a
-request whose engine dies meanwhile can still be served by another.
+request whose engine dies meanwhile can still be served by another. A 503 says that the engine has not begun: another
+one is tried, and the client sees the 503 only if there is none.
 
 Invariants: every dispatch is finished exactly once; the client's connection gets exactly one of an answer, an error of
 ours, or a cut that cannot be taken for an end; nothing happens after `over`.
@@ -23,6 +24,7 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Protocol, cast
 
 from warmroute.config.tree import GatewayConfig
@@ -271,6 +273,8 @@ class Exchange:
 
     def _begin(self, head: ResponseHead, data: bytes) -> None:
         """The head is there: hold it until the body begins, and take that as its framing wants it."""
+        if head.status == HTTPStatus.SERVICE_UNAVAILABLE and self._goes_elsewhere(head, data):
+            return
         http11, framing, transport = self._request.http11, head.framing, self._client.transport
         chunked = framing is Framing.CHUNKED
         self._endless = framing is Framing.UNTIL_CLOSE or (chunked and not http11)
@@ -289,6 +293,27 @@ class Exchange:
         if data:
             self._on_first_byte(data)
 
+    def _goes_elsewhere(self, head: ResponseHead, data: bytes) -> bool:
+        """The engine has no room, or is not ready: whether another one is tried."""
+        dispatch = self._dispatch
+        if not dispatch.retriable:
+            return False
+        self._answering(head.status)
+        self._finish(Outcome.REFUSED)
+        try:
+            again = self._plane.service.retry(dispatch)
+        except NoWorkerError:
+            again = None  # the engine's own answer says more than ours would
+        if again is None:
+            return False
+        self._engaged, self._buffer = False, None
+        if head.keep_alive and head.framing in _SIZED and len(data) == head.length:
+            self._engine.release()
+        else:
+            self._engine.abort()
+        self._take(again)
+        return True
+
     def _on_first_byte(self, data: bytes) -> None:
         self._answering(self._status)
         self._send_head()
@@ -296,6 +321,8 @@ class Exchange:
         self._on_body(data)
 
     def _answering(self, status: int) -> None:
+        if not self._dispatched:
+            return  # a 503 that another engine could not mend: its attempt is over
         try:
             self._dispatch.answering(status)
         except Exception as error:  # the answer goes on: it is the client's
