@@ -22,13 +22,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from warmroute.app.doors import open_doors
 from warmroute.app.seat import Seat
 from warmroute.config.tree import Config
 from warmroute.core.sharing import clear_part, page_bytes
 from warmroute.edge.channel import ControlEnd
-from warmroute.edge.sockets import Sockets, close, listen
+from warmroute.edge.handover import Doors, Offer, Taken
+from warmroute.edge.sockets import close
 from warmroute.errors import WarmrouteError
 from warmroute.service.fellows import Kind, Message
 
@@ -41,6 +43,8 @@ SHORT_LIFE_S = 10.0
 PAUSE_S, PAUSE_S_MAX = 0.5, 30.0
 PATIENCE_S = 5.0
 """How long a process that takes another's place waits for its engines, while the others serve."""
+TAKEOVER_PATIENCE_S = 15.0
+"""The same for one that takes the place of another gateway's."""
 LAST_S = 5.0
 """What a process may take to end, beyond the time it has to drain."""
 
@@ -63,21 +67,15 @@ class _Process:
     """When somebody is to be started."""
 
 
-@dataclass(slots=True)
-class _Doors:
-    """What all processes listen on, by seat."""
-
-    clients: list[Sockets] = field(default_factory=list)
-    operators: list[Sockets] = field(default_factory=list)
-
-
 class Control:
     """Runs `config.gateway.processes` processes; each of them calls `serve` with its seat."""
 
     def __init__(self, config: Config, serve: Serve) -> None:
         self._config = config
         self._serve = serve
-        self._doors = _Doors()
+        self._doors = Doors()
+        self._taken: Taken | None = None
+        self._offer: Offer | None = None
         n = config.gateway.processes
         self._page = memoryview(mmap.mmap(-1, page_bytes(n))).cast("d")
         self._processes = [_Process(number) for number in range(n)]
@@ -88,14 +86,11 @@ class Control:
 
     def run(self) -> int:
         """Until a signal ends it; the exit code. Raises ConfigError if it cannot listen."""
-        config, n = self._config, self._config.gateway.processes
-        self._doors.clients = listen(config.gateway.host, config.gateway.port, n, "gateway.port")
-        if config.admin.port is not None:
-            self._doors.operators = listen(config.admin.host, config.admin.port, n, "admin.port")
+        self._doors, self._taken = open_doors(self._config)
         with self._signals() as news:
             self._selector.register(news, selectors.EVENT_READ, lambda: self._signalled(news))
             for process in self._processes:
-                self._start(process, patience_s=0.0)
+                self._start(process, patience_s=0.0 if self._taken is None else TAKEOVER_PATIENCE_S)
             while any(process.pid for process in self._processes) or self._ending_at is None:
                 for key, _ in self._selector.select(self._pause_s()):
                     key.data()
@@ -128,6 +123,8 @@ class Control:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._selector.close()
+            if self._offer is not None:
+                self._offer.close(forked=True)
             for other in self._processes:
                 if other.end is not None:
                     other.end.socket.close()
@@ -228,6 +225,8 @@ class Control:
             return
         _log.info("draining for at most %g s", self._config.gateway.drain_timeout_s)
         self._ending_at = time.monotonic() + self._config.gateway.drain_timeout_s + LAST_S
+        if self._offer is not None:
+            self._offer.close()
         close([*self._doors.clients, *self._doors.operators])
         for process in self._processes:
             process.due_at = None
@@ -272,6 +271,7 @@ class Control:
             _log.info("process %d (pid %d) serves", process.number, process.pid)
         elif all(each.ready for each in self._processes):
             self._announced = True
+            self._stand_in()
             host, port = self._config.gateway.host, self._doors.clients[0][0].getsockname()[1]
             scheme = "http" if self._config.tls.certificate is None else "https"
             address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -280,3 +280,15 @@ class Control:
             if self._doors.operators:
                 port = self._doors.operators[0][0].getsockname()[1]
                 _log.info("operators are served on port %d of %s", port, self._config.admin.host)
+
+    def _stand_in(self) -> None:
+        """All serve: let the gateway before this one go, and be the one that the next will ask."""
+        path = self._config.gateway.handover
+        if path is not None:
+            self._offer = Offer(path, self._doors, self._end, self._watch_socket, self._selector.unregister)
+        if self._taken is not None:
+            self._taken.ready()
+            self._taken = None
+
+    def _watch_socket(self, readable: socket.socket, call: Callable[[], None]) -> None:
+        self._selector.register(readable, selectors.EVENT_READ, call)

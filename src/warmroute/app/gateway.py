@@ -163,7 +163,7 @@ class Gateway:
         if self.seat.patience_s:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.seat.patience_s):
-                    await self.until_ready()
+                    await self.until_ready(max(1, len(self.config.engines)))
         self.port = await self.listeners.start(self.seat.clients, self.seat.operators)
         self.fellows.tell(Kind.READY)
 

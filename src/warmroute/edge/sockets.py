@@ -20,15 +20,16 @@ BACKLOG = 4096
 Sockets: TypeAlias = tuple[socket.socket, ...]
 
 
-def listen(host: str, port: int, count: int, setting: str) -> list[Sockets]:
+def listen(host: str, port: int, count: int, setting: str, *, beside_ours: bool = False) -> list[Sockets]:
     """`count` processes' sockets, listening: one each per address of `host`.
 
-    Port 0: one that the system chooses, the same for all. Raises ConfigError under the name of the `setting`.
+    Port 0: one that the system chooses, the same for all. `beside_ours`: whoever listens there already is no stranger.
+    Raises ConfigError under the name of the `setting`.
     """
     opened: list[Sockets] = []
     try:
         addresses = _addresses(host, port)
-        for family, address in addresses:  # a stranger is only found out by a socket that will not share
+        for family, address in () if beside_ours else addresses:  # a stranger shows only if the socket will not share
             _open(family, address, shared=False).close()
         for _ in range(count):
             mine: list[socket.socket] = []
@@ -44,6 +45,17 @@ def listen(host: str, port: int, count: int, setting: str) -> list[Sockets]:
         close(opened)
         raise ConfigError(setting, f"cannot listen on {host}:{port}: {error}", "Choose another one.") from error
     return opened
+
+
+def serves(sockets: Sockets, host: str, port: int) -> bool:
+    """Whether these listen where the configuration says. Port 0: wherever they do."""
+    hosts = {address[0] for _, address in _addresses(host, port)}
+    return all(each.getsockname()[0] in hosts and port in (0, each.getsockname()[1]) for each in sockets)
+
+
+def seats(handed: Sequence[Sockets], count: int) -> list[Sockets]:
+    """Handed sockets for `count` processes: none is left over, and each process gets one while there are some."""
+    return [tuple(each for group in handed[number::count] for each in group) for number in range(count)]
 
 
 def close(opened: Sequence[Sockets]) -> None:

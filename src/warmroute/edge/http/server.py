@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from warmroute.config.tree import GatewayConfig
-from warmroute.edge.http.client import ClientConnection
+from warmroute.edge.http.client import DRAIN_IDLE_S, ClientConnection
 from warmroute.edge.http.counts import Counts
 from warmroute.edge.http.exchange import Plane
 from warmroute.edge.http.upstream import EnginePool
@@ -77,11 +77,19 @@ class HttpServer:
         return port
 
     async def drain(self) -> None:
-        """Accept nothing more, close idle connections, and give what runs `drain_timeout_s` before it is cut."""
+        """Accept nothing more, and give what runs `drain_timeout_s` before it is cut.
+
+        A client that does not know yet may send one more request on a connection that it holds open: it is served, and
+        told to close. Who sends nothing for `DRAIN_IDLE_S` is closed.
+        """
         self._stop_accepting()
         self.plane.draining = True
-        for client in list(self.clients):
-            client.close_if_idle()
+        idle_s = min(DRAIN_IDLE_S, self.config.drain_timeout_s)
+        self._sweep_s = min(self._sweep_s, idle_s / 4)
+        self._stop_sweeping()
+        self._sweep()
+        for client in self.clients:
+            client.deadline = min(client.deadline, self.now + idle_s)
         if self.clients:
             self._empty = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._empty], timeout=self.config.drain_timeout_s)
