@@ -94,6 +94,7 @@ DEFAULTS = {
     "breaker.open_s": 5.0,
     "breaker.open_max_s": 60.0,
     "log.level": "info",
+    "log.access": None,
 }
 ENGINE_DEFAULTS = {
     "url": REQUIRED,

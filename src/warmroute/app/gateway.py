@@ -25,9 +25,11 @@ from warmroute.core.index import make_index
 from warmroute.core.router import Router
 from warmroute.edge.channel import Channel
 from warmroute.edge.engine_api import HttpEngineApi
+from warmroute.edge.log_file import LogFile
 from warmroute.edge.metrics import Metrics
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
 from warmroute.edge.zmq import zmq_event_sources
+from warmroute.service.access_log import AccessLog
 from warmroute.service.avoidance import Saturation, shut_workers
 from warmroute.service.fellows import Fellows, Kind, Message
 from warmroute.service.following import Following
@@ -82,6 +84,7 @@ class Gateway:
         self.routing.avoidances.append(shut_workers(self.breakers, self._fleet))
         self.trusts = self.routing.trusts
         self.limiting = self._limiting(clock)
+        self.log_file = None if config.log.access is None else LogFile(config.log.access, "log.access")
         self.listeners = Listeners(config, engine_tls, clients=self.limiting.service, operators=self.routing)
         self.limiting.ask_for_keys(self.listeners.keys)
         self.server = self.listeners.clients
@@ -95,6 +98,7 @@ class Gateway:
         replies = self.status.replies() | {"/metrics": self.metrics.reply}
         self.routing.answer_locally(replies if self.seat.processes == 1 else self.fellows.for_all(replies))
         self._connect()
+        self._keep_access_log()
         self.port = 0
         self.ending = asyncio.Event()
         """Set when the control process wants this one to end, or has ended itself."""
@@ -116,10 +120,20 @@ class Gateway:
         metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
         metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
         metrics.count("fleet_changes", "Engines added, altered, drained, removed", ("kind",), self._fleet_changes)
+        metrics.count("access_log_lost", "Lines of the access log that could not be written", (), self._lines_lost)
         if self.seat.processes > 1:
             metrics.process = self.seat.process
             metrics.count("fellows_silent", "Answers of other processes that did not come", (), self._silent)
         return metrics
+
+    def _keep_access_log(self) -> None:
+        if self.log_file is None:
+            return
+        log = AccessLog(self.log_file.write, time.monotonic, time.time)
+        log.process = self.seat.process if self.seat.processes > 1 else None
+        self.routing.access_log = self.listeners.clients.plane.log = log
+        if self.listeners.operators is not None:
+            self.listeners.operators.plane.log = log
 
     def _connect(self) -> None:
         """Tell everybody who must hear of what."""
@@ -180,6 +194,9 @@ class Gateway:
         if self.channel is not None:
             self.channel.send(message)
 
+    def _lines_lost(self) -> dict[tuple[str, ...], float]:
+        return {(): float(self.log_file.lost if self.log_file is not None else 0)}
+
     def _silent(self) -> dict[tuple[str, ...], float]:
         return {(): float(self.fellows.silent)}
 
@@ -205,6 +222,8 @@ class Gateway:
             self.following.tick()
             self.reconciler.tick()
             self.listeners.tick()
+            if self.log_file is not None:
+                self.log_file.look()
             self.limiting.tick()
 
     async def _look(self) -> None:
@@ -254,6 +273,8 @@ async def running(
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         gateway = Gateway(config, session, context, engine_tls, seat)
         gateway.ending = ending or gateway.ending
+        if gateway.log_file is not None:
+            stack.callback(gateway.log_file.close)
         stack.callback(gateway.following.close)
         stack.push_async_callback(gateway.limiting.close)
         stack.push_async_callback(gateway.listeners.close)

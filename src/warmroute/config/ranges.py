@@ -254,6 +254,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "membership.probe_interval_s": _TIME,
     "membership.probe_timeout_s": _TIME,
     "membership.retry_interval_s": _TIME,
+    "log.access": _FILE,
     "membership.failures_max": Range(1, 1000),
     "membership.drain_timeout_s": _TIME_OR_NONE,
     "discovery.kubernetes.namespaces": Form("names of namespaces with commas between them, or *", namespaces_of),

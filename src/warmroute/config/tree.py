@@ -292,10 +292,13 @@ class DiscoveryConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
-    """What is written to stderr."""
+    """What is written, to stderr unless it says otherwise."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is written."""
+    access: str | None = None
+    """File that gets one JSON line per request, without anything that users sent (`/dev/stdout`: there); None: no
+    access log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,7 +153,7 @@ class ClientConnection(asyncio.Protocol):
         self._unread_bytes += len(data)
         refusal = self._feed(data)
         if refusal is not None:
-            self._plane.counts.refused[refusal.status] += 1
+            self._count(refusal)
             self._pending.append(refusal)
         if self._pending:
             self._advance()
@@ -344,10 +344,18 @@ class ClientConnection(asyncio.Protocol):
         if self._closing:
             self.transport.abort()
         elif self._target or self._unread_bytes:
-            self._plane.counts.refused[408] += 1
-            self._refuse(error_reply(408, "The request did not come in time."))
+            late = error_reply(408, "The request did not come in time.")
+            self._count(late)
+            self._refuse(late)
         else:
             self._close()
+
+    def _count(self, refusal: Reply) -> None:
+        """A request is refused before anybody could look at it."""
+        self._plane.counts.refused[refusal.status] += 1
+        if self._plane.log is not None:
+            request_id = next(value for name, value in refusal.headers if name.lower() == b"x-request-id")
+            self._plane.log.refused(refusal.status, "unreadable", None, request_id.decode("latin-1"))
 
     def _refuse(self, reply: Reply) -> None:
         """Answer, and read on for a moment: unread bytes would turn the close into a reset that eats the answer."""

@@ -69,6 +69,14 @@ class Request:
     """Whether the client understands chunked answers."""
 
 
+class RefusalLog(Protocol):
+    """Who keeps the access log."""
+
+    def refused(self, status: int, reason: str | None, head: RequestHead | None, request_id: str) -> None:
+        """The gateway refused a request itself; `head` None: it could not be read."""
+        ...
+
+
 @dataclass(slots=True)
 class Plane:
     """What all exchanges share."""
@@ -78,6 +86,8 @@ class Plane:
     counts: Counts
     guard: Guard | None = None
     draining: bool = False
+    log: RefusalLog | None = None
+    """Told of the requests that no engine has served, if anybody wants to know."""
 
 
 class Client(Protocol):
@@ -165,21 +175,33 @@ class Exchange:
         else:
             self._attempt(self._plane.pool.take(verdict.endpoint))
 
-    def _service_failed(self, error: BaseException) -> None:
+    def _service_failed(self, error: BaseException, *, logged: bool = False) -> None:
+        """Answer with what the error is; `logged`: the access log has the request already."""
         request_id = self._request.head.header(b"x-request-id") or secrets.token_hex(8).encode()
         headers = ((b"x-request-id", request_id),)
         if isinstance(error, ClientError):
-            self._answer(error_reply(error.status, error.message, code=error.code, param=error.param, headers=headers))
+            reply, code = (
+                error_reply(error.status, error.message, code=error.code, param=error.param, headers=headers),
+                error.code,
+            )
         elif isinstance(error, LimitError):
             later = (b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after_s)))
-            self._answer(error_reply(error.status, str(error), code=error.reason, headers=(*headers, later)))
+            reply, code = (
+                error_reply(error.status, str(error), code=error.reason, headers=(*headers, later)),
+                error.reason,
+            )
         elif isinstance(error, NoWorkerError):
-            self._answer(error_reply(503, str(error), code="no_worker", headers=headers))
+            code = "no_worker"
+            reply = error_reply(503, str(error), code=code, headers=headers)
         else:
             self._plane.counts.service_failures += 1
             self._log_failure(error, request_id)
             message = "The gateway failed to serve this request; its log says why, under this x-request-id."
-            self._answer(error_reply(500, message, code="internal_error", headers=headers))
+            code = "internal_error"
+            reply = error_reply(500, message, code=code, headers=headers)
+        if self._plane.log is not None and not logged:
+            self._plane.log.refused(reply.status, code, self._request.head, request_id.decode("latin-1"))
+        self._answer(reply)
 
     def _log_failure(self, error: BaseException, request_id: bytes) -> None:
         """Where it failed, not with what: an exception's message may hold what a client sent."""
@@ -241,7 +263,7 @@ class Exchange:
         try:
             again = self._plane.service.retry(dispatch)
         except Exception as error:
-            self._service_failed(error)
+            self._service_failed(error, logged=isinstance(error, NoWorkerError))
             return
         if again is None:
             message = f"Engine {dispatch.endpoint.authority} cannot be reached: {reason}. No byte of an answer came."
