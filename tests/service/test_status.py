@@ -159,6 +159,7 @@ def test_a_decision_is_explained() -> None:
         200,
         {
             "request_id": "a/b c é",
+            "age_s": 0.0,
             "worker": "10.0.0.1:8001",
             "reason": "overlap",
             "policy": "warmroute",
