@@ -116,6 +116,8 @@ class Worker:
     """Release of the engine, if it says."""
     ready: bool = True
     """Whether requests may be sent here now (reachable, not draining)."""
+    weight: float = 1.0
+    """How much of the work it should have beside one of weight 1: costs are divided by it. Above 0 if it is ready."""
 
     @property
     def name(self) -> str:

@@ -115,6 +115,7 @@ def test_an_engine_in_full() -> None:
         "topic": "kv",
         "data_parallel_size": 2,
         "events": False,
+        "weight": 0.5,
         "api_key": "secret",
         "api_key_file": None,
     }

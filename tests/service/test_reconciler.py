@@ -72,7 +72,7 @@ class Stage:
         return self.router.load.of(worker, self.now).requests
 
     def pick(self):  # type: ignore[no-untyped-def]
-        return self.router.pick(PickRequest(model="m"), self.membership.fleet, self.now)
+        return self.router.pick(PickRequest(model="m", prompt_bytes=4000), self.membership.fleet, self.now)
 
     def ready(self) -> list[str]:
         return [worker.name for worker in self.membership.fleet.workers if worker.ready]
@@ -213,3 +213,14 @@ async def test_an_engine_that_leaves_before_it_answered_is_asked_no_more() -> No
         stage.api.hanging.clear()
         await settle()
         assert stage.membership.fleet.workers == ()
+
+
+async def test_weights_share_the_work_and_zero_takes_none() -> None:
+    async with Stage().running() as stage:
+        await stage.list(listed(A, weight=3.0), listed(B))
+        chosen = [stage.pick().worker.name for _ in range(40)]
+        assert 25 <= chosen.count(A.authority) <= 35
+        await stage.list(listed(A, weight=0.0), listed(B))
+        assert stage.ready() == [B.authority]
+        await stage.list(listed(A), listed(B))
+        assert stage.ready() == [A.authority, B.authority]

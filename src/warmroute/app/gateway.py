@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import aiohttp
 import zmq
 
+from warmroute.app.discovery import Sources
 from warmroute.app.limiting import Limiting
 from warmroute.app.listeners import Listeners, tls_to_engines
 from warmroute.app.own_policy import load_policy
@@ -76,6 +77,7 @@ class Gateway:
         self.membership = Membership(config, api, self.following, clock, keys=keys)
         self.reconciler = Reconciler(config, self.membership, self._in_flight, clock)
         self.reconciler.on_removed = self._engine_removed
+        self.sources = Sources(config, self.reconciler)
         remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s, keys)
         self.tokens = Tokens(config.tokenizer, clock, _local_tokenizer(config), remote)
         self.breakers = Breakers(config.breaker)
@@ -92,6 +94,7 @@ class Gateway:
         self.status = Status(self.router, self.membership, streams, self.trusts, self.routing.tracking, clock)
         self.metrics = self._metrics()
         self.status.listed = self.reconciler.view
+        self.status.discovered = self.sources.view
         self.status.breaker = lambda endpoint: self.breakers.of(endpoint, clock()).state
         self.channel: Channel | None = None
         self.fellows = Fellows(self.seat.process, self._tell)
@@ -108,19 +111,7 @@ class Gateway:
         metrics = Metrics(
             self.routing, self.membership, self.following.streams, self.tokens, self.server.counts, time.monotonic
         )
-        metrics.count("access_refused", "Requests not let in", ("listener", "reason"), self.listeners.refused)
-        metrics.count("file_reloads", "Changed files read again", ("files", "result"), self.listeners.reloads)
-        metrics.count("admission", "What the limits did", ("event",), self.limiting.counts)
-        metrics.gauge(
-            "admission_requests",
-            "Requests inside and waiting, and buckets that are not full",
-            ("state",),
-            self.limiting.numbers,
-        )
-        metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
-        metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
-        metrics.count("fleet_changes", "Engines added, altered, drained, removed", ("kind",), self._fleet_changes)
-        metrics.count("access_log_lost", "Lines of the access log that could not be written", (), self._lines_lost)
+        self._expose(metrics)
         if self.seat.processes > 1:
             metrics.process = self.seat.process
             metrics.count("fellows_silent", "Answers of other processes that did not come", (), self._silent)
@@ -163,6 +154,7 @@ class Gateway:
         """Watch engines, follow events, compare tokenizers, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.membership.run(), name="membership")
+            tasks.create_task(self.sources.run(), name="discovery")
             tasks.create_task(self._tick(), name="tick")
             if self.seat.processes > 1:
                 tasks.create_task(self._look(), name="look")
@@ -221,6 +213,7 @@ class Gateway:
             await asyncio.sleep(TICK_S)
             self.following.tick()
             self.reconciler.tick()
+            self.sources.tick()
             self.listeners.tick()
             if self.log_file is not None:
                 self.log_file.look()
@@ -235,6 +228,25 @@ class Gateway:
         while True:
             await self._changed.wait()
             await self.tokens.verify(self.membership.fleet)
+
+    def _expose(self, metrics: Metrics) -> None:
+        """Counters that others keep."""
+        metrics.count("access_refused", "Requests not let in", ("listener", "reason"), self.listeners.refused)
+        metrics.count("file_reloads", "Changed files read again", ("files", "result"), self.listeners.reloads)
+        metrics.count("admission", "What the limits did", ("event",), self.limiting.counts)
+        metrics.gauge(
+            "admission_requests",
+            "Requests inside and waiting, and buckets that are not full",
+            ("state",),
+            self.limiting.numbers,
+        )
+        metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
+        metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
+        metrics.count("fleet_changes", "Engines added, altered, drained, removed", ("kind",), self._fleet_changes)
+        metrics.count("access_log_lost", "Lines of the access log that could not be written", (), self._lines_lost)
+        metrics.gauge("discovery_in_step", "1 if the source is followed now", ("source",), self.sources.in_step)
+        metrics.gauge("discovery_objects", "Pods or slices by state", ("source", "state"), self.sources.objects)
+        metrics.count("discovery", "What happened while following", ("source", "event"), self.sources.events)
 
     def _fleet_changes(self) -> Counter[tuple[str, ...]]:
         return self.reconciler.changes
@@ -277,6 +289,8 @@ async def running(
             stack.callback(gateway.log_file.close)
         stack.callback(gateway.following.close)
         stack.push_async_callback(gateway.limiting.close)
+        stack.push_async_callback(gateway.sources.close)
+        await gateway.sources.start()
         stack.push_async_callback(gateway.listeners.close)
         failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:  # so that a failure in the background ends the gateway, loudly

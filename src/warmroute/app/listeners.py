@@ -10,6 +10,7 @@ import ssl
 from collections import Counter
 from dataclasses import replace
 
+from warmroute.app.discovery import discovers
 from warmroute.config.tree import Config
 from warmroute.core.keys import Keys, parse_keys
 from warmroute.edge.files import WatchedFiles, read_text
@@ -114,6 +115,7 @@ class Listeners:
 
 
 def tls_to_engines(config: Config) -> ssl.SSLContext | None:
-    """What https:// addresses are spoken to with; None if there are none. Raises ConfigError."""
+    """What https:// addresses are spoken to with; None if there are none and none can come. Raises ConfigError."""
     urls = [*(engine.url for engine in config.engines), config.tokenizer.remote_endpoint or ""]
-    return engine_context(config.tls) if any(url.lower().startswith("https:") for url in urls) else None
+    needed = discovers(config) or any(url.lower().startswith("https:") for url in urls)
+    return engine_context(config.tls) if needed else None

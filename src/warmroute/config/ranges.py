@@ -191,6 +191,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "engines[].api_key": _KEY,
     "engines[].api_key_file": _FILE,
     "engines[].data_parallel_size": Range(1, RANKS_MAX),
+    "engines[].weight": Range(0, 1000),
     "gateway.host": _LISTEN,
     "gateway.port": Range(0, PORT_MAX),
     "gateway.processes": Range(1, PROCESSES_MAX),

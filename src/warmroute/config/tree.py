@@ -29,6 +29,8 @@ class EngineConfig:
     """Number of data-parallel ranks; None: as the engine says, else 1."""
     events: bool = True
     """False: route to this engine by load only; its worker is BLIND."""
+    weight: float = 1.0
+    """How much of the work it should have beside an engine of weight 1: its costs are divided by this. 0: none."""
     api_key: str | None = field(default=None, repr=False)
     """Key this engine wants (`vllm serve --api-key`); None: membership.api_key. Never logged or shown."""
     api_key_file: str | None = None
@@ -197,7 +199,7 @@ class RoutingConfig:
     """Price of a token that does not fit into a worker's cache, relative to computing it."""
     replication_weight: float = 1.0
     """How readily a prefix is copied to another worker when its holders are busy; 0: never for that reason."""
-    eviction_weight: float = 0.3
+    eviction_weight: float = 0.6
     """What it costs that a prefill pushes out what a busy worker computed lately, as a share of that prefill."""
     speculative_ttl_s: float = 2.0
     """How long blocks are assumed stored because a request was just routed there, unless events say so."""

@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Lanes:
     """The workers of one fleet that could serve one model: what of them does not change from request to request."""
 
-    __slots__ = ("all_believed", "belief", "kv_tokens_max", "pick", "positions", "workers")
+    __slots__ = ("all_believed", "belief", "kv_tokens_max", "pick", "positions", "weights", "workers")
 
     def __init__(self, workers: tuple[Worker, ...], load: LoadTable, degraded_belief: float) -> None:
         self.workers = workers
@@ -29,6 +29,8 @@ class Lanes:
         """Takes this model's entries out of a column of the load table."""
         self.belief = [_belief(w.trust, degraded_belief) for w in workers]
         self.all_believed = min(self.belief) == 1.0
+        weights = [w.weight or 1.0 for w in workers]  # 0: not ready, and asked for all the same
+        self.weights = None if all(weight == 1.0 for weight in weights) else weights
 
 
 class Held:

@@ -232,6 +232,8 @@ class Router:
             self._hold(held, request, chains[key], users, now)
         candidates = self._candidates(request, next(iter(chains.values())), held, lanes, now)
         costs = policy.costs(candidates)
+        if lanes.weights is not None:
+            costs = [cost / weight for cost, weight in zip(costs, lanes.weights, strict=True)]
         chosen = self._cheapest(costs, candidates)
         expected_s = candidates.first_token_s(chosen)
         key = next(key for key, users in keys.items() if lanes.workers[chosen].id in users)
@@ -404,6 +406,7 @@ class Router:
             free_at=pick(load.free_at),
             fixed_s=pick(rates.fixed_s),
             per_token_s=pick(rates.per_token_s),
+            per_pair_s=pick(rates.per_pair_s),
             per_context_s=pick(rates.per_context_s),
             busy=pick(load.busy),
             requests_per_s=load.requests_per_s,

@@ -36,7 +36,8 @@ class WatchedFiles:
         self._paths = tuple(paths)
         self._load = load
         self._seen = self._look()
-        self._problem: str | None = None
+        self.problem: str | None = None
+        """What is wrong with what they hold now; None: it is in force."""
         self.reloads = 0
         self.failures = 0
         load()
@@ -50,11 +51,11 @@ class WatchedFiles:
             self._load()
         except ConfigError as error:
             self.failures += 1
-            if str(error) != self._problem:
-                self._problem = str(error)
+            if str(error) != self.problem:
+                self.problem = str(error)
                 _log.error("%s What was read before stays in force.", error)
             return
-        self._seen, self._problem = seen, None
+        self._seen, self.problem = seen, None
         self.reloads += 1
         _log.info("%s changed and was read again", " and ".join(self._paths))
 

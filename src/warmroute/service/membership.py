@@ -75,7 +75,7 @@ class _Engine:
 
     @property
     def ready(self) -> bool:
-        return bool(self.up) and not self.asleep and self.held is None
+        return bool(self.up) and not self.asleep and self.held is None and self.config.weight > 0
 
 
 class Membership:
@@ -362,6 +362,7 @@ class Membership:
                 kv_tokens_max=facts.kv_tokens_max,
                 version=facts.version,
                 ready=engine.ready,
+                weight=engine.config.weight,
             )
         for rank, worker in enumerate(engine.workers):
             if moved[rank]:

@@ -40,6 +40,8 @@ class Status:
         """The state of an engine's breaker."""
         self.listed: Callable[[], Mapping[Endpoint, Mapping[str, Any]]] = dict
         """Of each engine who lists it, and why it gets no requests if it is held or drains."""
+        self.discovered: Callable[[], list[dict[str, Any]]] = list
+        """What the sources of engines that come and go see, and whether they are in step."""
 
     def replies(self) -> dict[str, Callable[[str], Reply]]:
         """Path -> what answers it."""
@@ -73,7 +75,7 @@ class Status:
             | dict(listed.get(endpoint, {}))
             for endpoint, up, problem in self._membership.engines()
         ]
-        return _json({"workers": workers, "engines": engines})
+        return _json({"workers": workers, "engines": engines, "discovery": self.discovered()})
 
     def models(self, _: str) -> Reply:
         """The union of the engines' models, in OpenAI's form."""
