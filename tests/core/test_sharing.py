@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from warmroute.core.index import make_index
 from warmroute.core.load import Lease, LoadTable
+from warmroute.core.rates import pairs
 from warmroute.core.router import PickRequest, Router
 from warmroute.core.sharing import ROWS_MAX, Sharing, clear_part, page_bytes
 from warmroute.types import Endpoint, Fleet, ModelInfo, Worker, WorkerId
@@ -161,7 +162,10 @@ def test_a_step_that_another_process_shared_is_not_taken_for_slowness() -> None:
             of.prefilled(lease, now)
             of.release(lease)
     for table in tables:
-        learned, expected = table.rates.step_s(0, 1000, 0), alone.rates.step_s(0, 1000, 0)
+        learned, expected = (
+            table.rates.step_s(0, (1.0, 1000.0, pairs(1000, 1000), 0.0)),
+            alone.rates.step_s(0, (1.0, 1000.0, pairs(1000, 1000), 0.0)),
+        )
         assert learned == pytest.approx(expected, rel=0.25)
 
 

@@ -111,22 +111,7 @@ class Gateway:
         metrics = Metrics(
             self.routing, self.membership, self.following.streams, self.tokens, self.server.counts, time.monotonic
         )
-        metrics.count("access_refused", "Requests not let in", ("listener", "reason"), self.listeners.refused)
-        metrics.count("file_reloads", "Changed files read again", ("files", "result"), self.listeners.reloads)
-        metrics.count("admission", "What the limits did", ("event",), self.limiting.counts)
-        metrics.gauge(
-            "admission_requests",
-            "Requests inside and waiting, and buckets that are not full",
-            ("state",),
-            self.limiting.numbers,
-        )
-        metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
-        metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
-        metrics.count("fleet_changes", "Engines added, altered, drained, removed", ("kind",), self._fleet_changes)
-        metrics.gauge("discovery_in_step", "1 if the source is followed now", ("source",), self.sources.in_step)
-        metrics.gauge("discovery_objects", "Pods or slices by state", ("source", "state"), self.sources.objects)
-        metrics.count("discovery", "What happened while following", ("source", "event"), self.sources.events)
-        metrics.count("access_log_lost", "Lines of the access log that could not be written", (), self._lines_lost)
+        self._expose(metrics)
         if self.seat.processes > 1:
             metrics.process = self.seat.process
             metrics.count("fellows_silent", "Answers of other processes that did not come", (), self._silent)
@@ -243,6 +228,25 @@ class Gateway:
         while True:
             await self._changed.wait()
             await self.tokens.verify(self.membership.fleet)
+
+    def _expose(self, metrics: Metrics) -> None:
+        """Counters that others keep."""
+        metrics.count("access_refused", "Requests not let in", ("listener", "reason"), self.listeners.refused)
+        metrics.count("file_reloads", "Changed files read again", ("files", "result"), self.listeners.reloads)
+        metrics.count("admission", "What the limits did", ("event",), self.limiting.counts)
+        metrics.gauge(
+            "admission_requests",
+            "Requests inside and waiting, and buckets that are not full",
+            ("state",),
+            self.limiting.numbers,
+        )
+        metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
+        metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
+        metrics.count("fleet_changes", "Engines added, altered, drained, removed", ("kind",), self._fleet_changes)
+        metrics.count("access_log_lost", "Lines of the access log that could not be written", (), self._lines_lost)
+        metrics.gauge("discovery_in_step", "1 if the source is followed now", ("source",), self.sources.in_step)
+        metrics.gauge("discovery_objects", "Pods or slices by state", ("source", "state"), self.sources.objects)
+        metrics.count("discovery", "What happened while following", ("source", "event"), self.sources.events)
 
     def _fleet_changes(self) -> Counter[tuple[str, ...]]:
         return self.reconciler.changes

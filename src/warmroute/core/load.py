@@ -31,6 +31,7 @@ from warmroute.types import LeaseId, Worker, WorkerId
 
 RECENT_S = 20.0
 """Time constant of what `of late` means: some queues long, and short beside the swings of a day."""
+NOTHING = (0.0, 0.0)
 SAME_STEP_S = 0.002
 """First bytes that come closer together than this are of one step: no engine's steps are shorter."""
 
@@ -55,8 +56,8 @@ class Lease:
         """When it was dispatched."""
         self.mark = 0.0
         """Seconds of prefill ever booked on the worker, this one's included."""
-        self.others_mark = 0.0
-        """Tokens that other processes had ever seen computed there."""
+        self.others_mark = NOTHING
+        """Tokens and pairs that other processes had ever seen computed there."""
 
 
 class Load:
@@ -121,7 +122,9 @@ class LoadTable:
         """Bookings of late, on all workers together."""
         self.computed_tokens: list[int] = []
         """Prompt tokens ever taken as computed."""
-        self._others_mark: list[float] = []
+        self.computed_pairs: list[float] = []
+        """The same in pairs of tokens."""
+        self._others_mark: list[tuple[float, float]] = []
         """What other processes had seen computed when this one last saw progress."""
         self._faded_at = 0.0
         self._booked_s: list[float] = []
@@ -146,6 +149,7 @@ class LoadTable:
                     counts.append(0)
                 for times in self._times():
                     times.append(0.0)
+                self._others_mark.append(NOTHING)
                 if self.sharing is not None:
                     self.sharing.name(slot, 0.0)
             self.rates.start(slot)
@@ -166,6 +170,7 @@ class LoadTable:
                 del self._slots[worker]
                 for times in self._times():
                     times[slot] = 0.0
+                self._others_mark[slot] = NOTHING
                 self._unused.append(slot)
                 if self.sharing is not None:
                     self._publish(slot)
@@ -197,7 +202,7 @@ class LoadTable:
         if not prefill_observable:
             heapq.heappush(self._unobserved, (self.free_at[slot], lease.id, lease))
         if self.sharing is not None:
-            lease.others_mark = self.sharing.computed_tokens(slot)
+            lease.others_mark = self.sharing.computed(slot)
             self._publish(slot)
         return lease
 
@@ -279,11 +284,10 @@ class LoadTable:
         slot = lease.slot
         took = now - max(lease.at, self._progress_at[slot])
         tokens, context = lease.uncached_tokens, self.kv_tokens[slot]
-        pairs_ = pairs(lease.prompt_tokens, tokens)
+        pairs_ = pairs(lease.prompt_tokens, lease.uncached_tokens)
         if self.sharing is not None:
-            theirs = self._others_progress(lease)
-            pairs_ += theirs * (lease.prompt_tokens - tokens / 2)  # as if theirs were like this one
-            tokens += theirs
+            more_tokens, more_pairs = self._others_progress(lease)
+            tokens, pairs_ = tokens + more_tokens, pairs_ + more_pairs
             context += self.sharing.kv_tokens(slot)
         self._progress_at[slot] = now
         if took < SAME_STEP_S:
@@ -293,16 +297,18 @@ class LoadTable:
         if self._step_s[slot]:
             features = 1.0, float(self._step_tokens[slot]), self._step_pairs[slot], float(self._step_context[slot])
             self.rates.observe(slot, features, self._step_s[slot])
-        self._step_tokens[slot], self._step_pairs[slot] = tokens, pairs_
-        self._step_s[slot], self._step_context[slot] = took, context
+        self._step_tokens[slot], self._step_pairs[slot], self._step_s[slot] = tokens, pairs_, took
+        self._step_context[slot] = context
 
-    def _others_progress(self, lease: Lease) -> int:
-        """Tokens that the worker has computed for other processes since the observation of this lease began."""
+    def _others_progress(self, lease: Lease) -> tuple[int, float]:
+        """Tokens and pairs that the worker has computed for other processes since this lease's observation began."""
         assert self.sharing is not None  # noqa: S101 - asked only where there are others
-        slot, seen = lease.slot, self.sharing.computed_tokens(lease.slot)
+        slot, seen = lease.slot, self.sharing.computed(lease.slot)
         began = lease.others_mark if lease.at >= self._progress_at[slot] else self._others_mark[slot]
         self._others_mark[slot] = seen
-        return max(0, int(seen - began))  # less than before: a process has crashed
+        if seen[0] < began[0]:  # a process has crashed, and what it had computed is not known any more
+            return 0, 0.0
+        return int(seen[0] - began[0]), seen[1] - began[1]
 
     def _publish(self, slot: int) -> None:
         if self.sharing is not None:
@@ -314,6 +320,7 @@ class LoadTable:
                 self.free_at[slot],
                 self.busy[slot],
                 self.computed_tokens[slot],
+                self.computed_pairs[slot],
             )
             self.sharing.put(slot, booked, self.requests_per_s)
 
@@ -329,22 +336,15 @@ class LoadTable:
         )
 
     def _times(self) -> tuple[list[float], ...]:
-        return (
-            self.free_at,
-            self.busy,
-            self._booked_s,
-            self._done_s,
-            self._progress_at,
-            self._step_s,
-            self._step_pairs,
-            self._others_mark,
-        )
+        times = self.free_at, self.busy, self._booked_s, self._done_s, self._progress_at
+        return *times, self._step_s, self._step_pairs, self.computed_pairs
 
     def _begin_decoding(self, lease: Lease) -> None:
         lease.prefilling = False
         self.prefilling[lease.slot] -= 1
         self.prefill_tokens[lease.slot] -= lease.uncached_tokens
         self.computed_tokens[lease.slot] += lease.uncached_tokens
+        self.computed_pairs[lease.slot] += pairs(lease.prompt_tokens, lease.uncached_tokens)
 
 
 def _together(mine: Columns, others: Others, now: float) -> Columns:

@@ -4,7 +4,7 @@ Each process has a part of the page to itself and writes there what it has booke
 they weigh candidates. Nobody waits for anybody, and nothing is sent::
 
     page   | part of process 0 | part of process 1 | ...
-    part   | head | row | row | ...                      of eight numbers each: a cache line
+    part   | head | row | row | ...                      of nine numbers each
     row    | key | requests | prefilling | ... |         one worker; its key is the same in all processes, its place not
 
 Invariant: every number is eight aligned bytes and is written whole, so none is ever seen half. Numbers beside each
@@ -27,15 +27,15 @@ READING_SHARE: Final = 0.05
 """The others' parts are read as often as costs no more of the time than this, counted as `_READ_S` per row and part."""
 _READ_S: Final = 0.4e-6
 
-_WIDTH: Final = 8
+_WIDTH: Final = 9
 _ROWS, _NAMINGS, _PER_S, _INSIDE = range(4)
 """What stands in the head: rows in use, changes of keys so far, bookings per second, requests inside."""
 _PART: Final = _WIDTH * (1 + ROWS_MAX)
 _BYTES: Final = 8
 _KEY_BYTES: Final = 6
 """Of a hash: what a double holds exactly."""
-_BOOKED: Final = struct.Struct("7d")
-_REQUESTS, _KV_TOKENS, _COMPUTED = 1, 4, 7
+_BOOKED: Final = struct.Struct("8d")
+_REQUESTS, _KV_TOKENS, _COMPUTED_TOKENS, _COMPUTED_PAIRS = 1, 4, 7, 8
 
 
 class Others(NamedTuple):
@@ -101,7 +101,7 @@ class Sharing:
             self._page[self._at + _NAMINGS] += 1.0
 
     def put(self, slot: int, booked: tuple[float, ...], requests_per_s: float) -> None:
-        """Publish what is booked at this place: `Others`' columns and the tokens ever computed."""
+        """Publish what is booked at this place: `Others`' columns, and what was ever computed."""
         if slot < ROWS_MAX:
             _BOOKED.pack_into(self._bytes, (self._at + _WIDTH * (1 + slot) + 1) * _BYTES, *booked)
         self._page[self._at + _PER_S] = requests_per_s
@@ -114,9 +114,9 @@ class Sharing:
         """Requests inside, of the others."""
         return int(sum(part.head(_INSIDE) for part in self._parts))
 
-    def computed_tokens(self, slot: int) -> float:
-        """What the others have ever seen computed by the worker at this place: a first byte came, or time told."""
-        return self._sum(_COMPUTED, slot)
+    def computed(self, slot: int) -> tuple[float, float]:
+        """Tokens and pairs that the others have ever seen computed there: a first byte came, or time told."""
+        return self._sum(_COMPUTED_TOKENS, slot), self._sum(_COMPUTED_PAIRS, slot)
 
     def requests(self, slot: int) -> int:
         """What the others have in flight at this place."""
@@ -161,7 +161,7 @@ class _Part:
             return []
         start = self._at + _WIDTH
         numbers: Sequence[float] = self._page[start : start + _WIDTH * self._rows].tolist()
-        columns = [list(numbers[at::_WIDTH]) for at in range(1, _WIDTH - 1)]
+        columns = [list(numbers[at::_WIDTH]) for at in range(1, _COMPUTED_TOKENS)]
         columns[4] = [at - now if at > now else 0.0 for at in columns[4]]
         if self._in_order:
             return columns
