@@ -161,8 +161,9 @@ class Reflector:
         sightings = {seen.uid: seen for raw in listing.objects if (seen := self._sight(raw)) is not None}
         self._version = listing.version
         self._in_step()
-        if sightings != self.sightings:
-            self.sightings = sightings
+        changed = sightings != self.sightings
+        self.sightings = sightings
+        if changed or self.counts["lists"] == 1:  # that there is nothing is news too, the first time
             self.on_change()
 
     async def _follow(self, version: str) -> None:
