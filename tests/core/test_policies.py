@@ -158,6 +158,19 @@ def test_a_session_keeps_its_worker_when_others_come_and_go() -> None:
         assert old == {2} or {ids[next(iter(new))]} == old
 
 
+def test_gateways_agree_on_a_sessions_worker_whoever_came_first() -> None:
+    def chosen(order: Sequence[int], session: str) -> str:
+        workers = tuple(Worker(WorkerId(i), Endpoint("a", port)) for i, port in enumerate(order))
+        asked = msgspec.structs.replace(candidates([0] * len(order), session=session), workers=workers)
+        (winner,) = winners(ConsistentHash(), asked)
+        return workers[winner].name
+
+    sessions = [f"s{n}" for n in range(50)]
+    first = [chosen([1, 2, 3, 4], session) for session in sessions]
+    assert first == [chosen([3, 1, 4, 2], session) for session in sessions]
+    assert len(set(first)) == 4
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_names_a_cost_for_everybody_and_can_be_asked_for(name: str) -> None:
     router = Router(ReferenceIndex(100), RoutingConfig(policy=name))
