@@ -51,6 +51,10 @@ class Reconciler:
         """All engines that `source` (one of `core.roster.SOURCES`) wants from now on. Raises ValueError for a URL."""
         self._perform(self.roster.replace(source, engines))
 
+    def reconfigure(self, config: Config) -> None:
+        """Take up what is configured now; for the engines, `replace`."""
+        self._patience_s = config.membership.drain_timeout_s
+
     def listed(self, source: str) -> tuple[Listed, ...]:
         """What `source` wants now: to add or take away one engine, replace this."""
         return self.roster.listed(source)
