@@ -252,9 +252,9 @@ def test_serve_hands_the_configuration_to_the_gateway(
         ran.append(config)
         return 7
 
-    gateway = types.ModuleType("warmroute.app.gateway")
-    gateway.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "warmroute.app.gateway", gateway)
+    serving = types.ModuleType("warmroute.app.serving")
+    serving.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "warmroute.app.serving", serving)
     monkeypatch.setenv("AIBRIX_KV_EVENT_SYNC_ENABLED", "false")
     monkeypatch.setattr("warmroute.cli.serve.set_up_logging", logging_as.append)
     assert main(["serve", *ENGINE, "--engine", "http://b:1", "--host", "::1", "--log.level", "error"]) == 7

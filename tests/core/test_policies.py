@@ -7,13 +7,17 @@ from math import inf, nan
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from warmroute.config.ranges import POLICIES
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.dice import Dice
+from warmroute.core.hashing import NATIVE
 from warmroute.core.index.reference import ReferenceIndex
 from warmroute.core.policies import BASELINES, Candidates, LeastWork, Policy, make_policy
 from warmroute.core.policies.guard import Guarded
+from warmroute.core.policies.least_work import weigh, weigh_in_python
 from warmroute.core.policies.peers import Aibrix, Approximate, Dynamo, LlmD
 from warmroute.core.policies.simple import ConsistentHash, LeastLoaded, RoundRobin
 from warmroute.core.router import PickRequest, Router
@@ -49,7 +53,7 @@ def candidates(
     }
     for name in ("cpu_tokens", "storage_tokens", "claimed_tokens", "prefilling", "prefill_tokens", "kv_tokens"):
         facts[name] = list(zeros)
-    for name in ("free_at", "per_context_s", "busy"):
+    for name in ("free_at", "per_pair_s", "per_context_s", "busy"):
         facts[name] = [0.0] * n
     return Candidates(**(facts | more))  # type: ignore[arg-type]
 
@@ -210,8 +214,9 @@ def test_the_terms_add_up_to_the_cost() -> None:
         cpu_tokens=[0, 32, 0],
         free_at=[2.0, 0.5, 0.0],
         kv_tokens=[900, 300, 0],
+        per_pair_s=[1e-7, 2e-7, 3e-7],
         per_context_s=[1e-6] * 3,
-        busy=[0.9, 0.2, 0.0],
+        busy=[0.9, 0.2, 0.4],
         chain=list(range(10)),
     )
     policy.costs(asked)
@@ -223,6 +228,39 @@ def test_the_terms_add_up_to_the_cost() -> None:
     assert terms["replication"][2] < 0
     for i, cost in enumerate(costs):
         assert sum(column[i] for column in terms.values()) == pytest.approx(cost)
+
+
+numbers = st.floats(0, 1e6)
+
+
+@given(
+    st.tuples(*[numbers] * 7),
+    st.lists(st.tuples(*[st.one_of(numbers, st.integers(0, 10**6))] * 9), min_size=1, max_size=20),
+    st.booleans(),
+)
+def test_the_native_weighing_gives_what_the_reference_gives(
+    weights: tuple[float, ...], rows: list[tuple[float, ...]], nothing_paid: bool
+) -> None:
+    weights = (*weights[:6], weights[6] + 1.0)  # the fleet's mean is never 0
+    worth, paid, *columns = (list(column) for column in zip(*rows, strict=True))
+    asked = weights, worth, [] if nothing_paid else paid, tuple(columns)
+    assert weigh(*asked) == weigh_in_python(*asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native core is not built")
+def test_the_native_weighing_refuses_what_it_cannot_read() -> None:
+    good: tuple[list[float], ...] = ([1.0],) * 7
+    weights = (1.0,) * 7
+    for worth, paid, columns in (
+        ([1.0, 2.0], [], good),
+        ([1.0], [1.0, 2.0], good),
+        ([1.0], [], good[:6]),
+        ((1.0,), [], good),
+        (["1"], [], good),
+        ([10**400], [], good),
+    ):
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            weigh(weights, worth, paid, columns)
 
 
 def test_a_queue_is_worth_as_much_as_the_prefill_that_takes_as_long() -> None:

@@ -68,7 +68,7 @@ class Command:
 
     async def exit_code(self) -> int:
         """Wait for its end."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(3 * DEADLINE_S):
             code = await self.process.wait()
             await self._reading
         return code

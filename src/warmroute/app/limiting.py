@@ -9,6 +9,7 @@ from warmroute.config.ranges import by_model
 from warmroute.config.tree import AdmissionConfig
 from warmroute.core.admission import Gate, GateLimits
 from warmroute.core.keys import Keys
+from warmroute.core.sharing import Sharing
 from warmroute.edge.files import read_text
 from warmroute.errors import ConfigError
 from warmroute.service.admission import Admission, KeyLimits, OwnRates, RateLimits
@@ -38,6 +39,7 @@ class Limiting:
         clock: Callable[[], float],
         *,
         keyed: bool,
+        sharing: Sharing | None = None,
     ) -> None:
         self.service = inner
         self.admission: Admission | None = None
@@ -58,7 +60,7 @@ class Limiting:
         )
         self.service = self.admission = Admission(
             inner,
-            Gate(limits, saturation.room if saturation is not None else None),
+            Gate(limits, saturation.room if saturation is not None else None, sharing),
             rates,
             clock,
             key_limits=KeyLimits(
@@ -77,6 +79,11 @@ class Limiting:
         if self.admission is not None:
             self.admission.advance()
             self._own.rates.forget_full(self.admission.bucket_limits(), self._clock())
+
+    def look(self) -> None:
+        """Another process may have made room: let in who waits for it."""
+        if self.admission is not None and len(self.admission.gate):
+            self.admission.advance()
 
     def numbers(self) -> dict[tuple[str, ...], float]:
         """What goes up and down."""

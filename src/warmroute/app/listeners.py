@@ -15,6 +15,7 @@ from warmroute.config.tree import Config
 from warmroute.core.keys import Keys, parse_keys
 from warmroute.edge.files import WatchedFiles, read_text
 from warmroute.edge.http.server import HttpServer
+from warmroute.edge.sockets import Sockets
 from warmroute.edge.tls import ServerTls, engine_context
 from warmroute.errors import ConfigError
 from warmroute.service.access import Access
@@ -56,12 +57,12 @@ class Listeners:
         access = self.access.get("gateway")
         return None if access is None else access.keys
 
-    async def start(self) -> int:
-        """Listen; the clients' port. Raises ConfigError if an address cannot be had."""
-        port = await self.clients.start()
+    async def start(self, clients: Sockets = (), operators: Sockets = ()) -> int:
+        """Listen, on these sockets if there are any; the clients' port. Raises ConfigError if one cannot be had."""
+        port = await self.clients.start(clients)
         if self.operators is not None:
             try:
-                self.admin_port = await self.operators.start()
+                self.admin_port = await self.operators.start(operators)
             except ConfigError as error:
                 raise ConfigError("admin.port", error.problem, error.remedy) from error
         return port

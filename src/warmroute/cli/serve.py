@@ -22,6 +22,6 @@ def command(loaded: Loaded) -> int:
     logger = logging.getLogger(__name__)
     for note in loaded.notes:
         logger.warning("%s", note)
-    from warmroute.app.gateway import run  # noqa: PLC0415  `--help` and errors need none of it
+    from warmroute.app.serving import run  # noqa: PLC0415  `--help` and errors need none of it
 
     return run(loaded.config)

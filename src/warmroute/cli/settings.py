@@ -20,7 +20,7 @@ from warmroute.config.sources import CONFIG_VARIABLE
 from warmroute.config.tree import EngineConfig, MembershipConfig
 from warmroute.errors import ConfigError
 
-SHORT_FLAGS = {"gateway.host": "--host", "gateway.port": "--port"}
+SHORT_FLAGS = {"gateway.host": "--host", "gateway.port": "--port", "gateway.processes": "--processes"}
 """Flags that are typed often, by their leaf."""
 
 

@@ -170,7 +170,7 @@ class Admission:
 
     def ended(self, request: _Request, outcome: Outcome, tail: bytes) -> None:
         """An attempt is over; the request is too, unless it may be tried elsewhere."""
-        if outcome is not Outcome.UNREACHABLE:  # else `retry` is asked at once
+        if not outcome.retried:  # else `retry` is asked at once
             self._leave(request, tail)
 
     # Rates
