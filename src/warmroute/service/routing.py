@@ -315,6 +315,7 @@ class Routing:
             skips_cache_read=request.skips_cache_read,
             streamed=request.stream,
             rank=_rank(head),
+            priority=request.priority,
             **self._hints(head),
         )
         return Job(
