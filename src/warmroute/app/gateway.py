@@ -283,7 +283,7 @@ class Gateway:
         return self.reconciler.changes
 
     def _in_flight(self, worker: WorkerId) -> int:
-        return self.router.load.of(worker, time.monotonic()).requests
+        return self.router.load.requests_of(worker)
 
     def _engine_removed(self, endpoint: Endpoint) -> None:
         self.breakers.forget(endpoint)

@@ -85,6 +85,10 @@ class Sharing:
         self._others: Others | None = None
         self._stale_at = 0.0
 
+    def is_named(self, slot: int) -> bool:
+        """Whether the others know who is at this place."""
+        return bool(self._keys[slot])
+
     def name(self, slot: int, key: float) -> None:
         """The worker at this place is called so; 0: there is none any more."""
         while len(self._keys) <= slot:

@@ -326,6 +326,10 @@ class Exchange:
             again = self._plane.service.retry(dispatch)
         except NoWorkerError:
             again = None  # the engine's own answer says more than ours would
+        except Exception as error:
+            self._plane.counts.service_failures += 1
+            self._log_failure(error, b"to be retried")
+            again = None
         if again is None:
             return False
         self._engaged, self._buffer = False, None
