@@ -10,7 +10,7 @@ NATIVE := CMakeLists.txt $(wildcard native/*)
 
 SEEDS ?= 10000
 
-.PHONY: demo test test-fast sim lint format bench bench-http bench-index bench-scale bench-vllm bench-routing fuzz differential vllm helm manifests clean help
+.PHONY: demo test test-fast sim lint format bench bench-http bench-index bench-scale bench-vllm bench-routing fuzz differential vllm helm manifests try-image clean help
 
 help:
 	@echo "make demo     three simulated engines, the gateway, traffic, and why each request went where it went"
@@ -25,6 +25,7 @@ help:
 	@echo "make differential  OPERATIONS=1000000 to the native index and its reference: every answer must be equal"
 	@echo "make helm     install helm, kubectl and Kubernetes' schemas for the tests of the charts (about 400 MB)"
 	@echo "make manifests  what is made of the charts and of the configuration tree: deploy/, the schema of the values"
+	@echo "make try-image  the Dockerfile's steps without Docker, and then what the image would run"
 	@echo "make vllm     install real vLLM for CPU into its own environment (about 3 GB)"
 
 $(VENV)/.venv:
@@ -51,6 +52,9 @@ helm:
 
 manifests: $(VENV)/.installed helm
 	$(BIN)/python scripts/kubernetes/render.py
+
+try-image:
+	PIP_CONSTRAINT= $(PYTHON) scripts/kubernetes/try_image.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

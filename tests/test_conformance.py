@@ -1,4 +1,4 @@
-"""Every conformance case of the wire, the index, the stream, pods, the tokenizer client, the tiers is a test by its id."""
+"""Every conformance case of wire, index, stream, pods, tokenizer client and tiers is a test by its id."""
 
 from __future__ import annotations
 

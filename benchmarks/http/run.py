@@ -3,9 +3,9 @@
     python benchmarks/http/run.py [--reps 3] [--out FILE.json] [--target 'NAME|PORT|COMMAND' ...]
 
 Two C engines (mock.c) and a C load generator (oload.c) are built and started on the loopback. `bare` is our data path
-without routing, `warmroute_x2` two processes of the whole gateway, `round_robin` and `warmroute` the whole gateway with that policy (without token ids: the engines know
-no /tokenize). The peers run beside them where scripts/peers/install_http.sh has installed them; each further target is
-a gateway in front of 127.0.0.1:18001 and :18002. CPU comes from /proc, for the
+without routing, `round_robin` and `warmroute` the whole gateway with that policy (without token ids: the engines know
+no /tokenize), `warmroute_x2` two processes of it. The peers run beside them where scripts/peers/install_http.sh has
+installed them; each further target is a gateway in front of 127.0.0.1:18001 and :18002. CPU comes from /proc, for the
 target's whole process tree: trust it over wall figures, since generator, engines and target share the machine.
 """
 

@@ -5,7 +5,8 @@
     .venv/bin/python scripts/kubernetes/render.py --check    say which are stale; exit code 1 if any
 
 `charts/warmroute/values.schema.json` carries the configuration tree under `definitions.config`. A manifest of deploy/
-is what the charts make of deploy/values/NAME/RELEASE.CHART.yaml, one file per release, in their order.
+is what the charts make of deploy/values/NAME/RELEASE.CHART.yaml, one file per release, in their order; a file ONLY
+beside them names the templates that it is about.
 """
 
 from __future__ import annotations
@@ -58,9 +59,11 @@ def schema() -> str:
 def manifest(name: str) -> str:
     """The manifest of one folder of values."""
     parts = []
+    listed = VALUES / name / "ONLY"
+    only = [word for path in listed.read_text().split() for word in ("-s", path)] if listed.exists() else []
     for values in sorted((VALUES / name).glob("*.yaml")):
         release, chart = values.stem.split(".")
-        parts.append(helm_template(release, chart, "-f", str(values)))
+        parts.append(helm_template(release, chart, "-f", str(values), *only))
     about = (VALUES / name / "ABOUT").read_text().strip().replace("\n", "\n# ")
     return HEAD.format(name=name, about=about, namespace=NAMESPACE) + "".join(parts)
 

@@ -23,10 +23,8 @@ SHOWN = ("model_tag", "served_model_name", "host", "port", "data_parallel_size",
 MORE = ("enable_prefix_caching", "enable_lora", "max_loras", "max_model_len")
 
 
-def understood(arguments: list[str]) -> dict[str, Any]:
+def understood(parser: FlexibleArgumentParser, arguments: list[str]) -> dict[str, Any]:
     """One answer."""
-    parser = FlexibleArgumentParser()
-    ServeSubcommand().subparser_init(parser.add_subparsers(required=True))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -41,4 +39,6 @@ def understood(arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    json.dump([understood(arguments) for arguments in json.load(sys.stdin)], sys.stdout, default=str)
+    vllm = FlexibleArgumentParser()
+    ServeSubcommand().subparser_init(vllm.add_subparsers(required=True))
+    json.dump([understood(vllm, arguments) for arguments in json.load(sys.stdin)], sys.stdout, default=str)

@@ -13,18 +13,25 @@ SECRET = {"name": "a-secret", "key": "key"}
 AFFINITY = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
     {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
 ]}}}  # fmt: skip
+SPREAD = {
+    "maxSkew": 2,
+    "topologyKey": "rack",
+    "whenUnsatisfiable": "DoNotSchedule",
+    "labelSelector": {"matchLabels": {"team": "x"}},
+}
 SCHEDULING: Values = {
     "affinity": AFFINITY,
     "nodeSelector": {"pool": "gpu"},
     "tolerations": [{"key": "gpu", "operator": "Exists"}],
     "priorityClassName": "high",
-    "topologySpreadConstraints": [],
+    "topologySpreadConstraints": [SPREAD],
 }
 EXTRAS: Values = {
     "extraVolumes": [{"name": "tokenizer", "persistentVolumeClaim": {"claimName": "tokenizer"}}],
     "extraVolumeMounts": [{"name": "tokenizer", "mountPath": "/tokenizer", "readOnly": True}],
     "extraEnv": [{"name": "TZ", "value": "UTC"}],
     "podAnnotations": {"a/b": "c"},
+    "topologySpreadConstraints": [],
     "podLabels": {"team": "x"},
     "imagePullSecrets": [{"name": "pull"}],
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from charts_rig import GATEWAY, MODEL, Document, of_kind, pod_of, rendered, the
+from charts_rig import GATEWAY, MODEL, ROOT, Document, documents, of_kind, pod_of, rendered, the
 
 from warmroute.cli.engine import command as engine_command
 from warmroute.testing.engine import EngineOptions
@@ -96,27 +96,28 @@ def ports_by_peer(policy: Document, direction: str = "ingress") -> dict[str, set
     peers = {"ingress": "from", "egress": "to"}[direction]
     for rule in policy["spec"][direction]:
         for peer in rule.get(peers, ["everybody"]):
-            reached.setdefault(json.dumps(peer, sort_keys=True), set()).update(
-                port["port"] for port in rule.get("ports", ())
-            )
+            ports = reached.setdefault(json.dumps(peer, sort_keys=True), set())
+            for port in rule.get("ports", ()):
+                ports |= set(range(port["port"], port["endPort"] + 1)) if "endPort" in port else {port["port"]}
     return reached
 
 
 def test_engines_accept_the_gateway_alone() -> None:
     found = rendered(MODEL, {"model": {"dataParallelSize": 2}})
     policy = the(found, "NetworkPolicy")
-    gateway = {
-        "podSelector": {"matchLabels": {"app.kubernetes.io/name": GATEWAY, "app.kubernetes.io/component": "gateway"}}
-    }
-    ports = {"api", "kv-events", "kv-replay", "kv-events-1", "kv-replay-1"}
-    assert ports_by_peer(policy) == {json.dumps(gateway, sort_keys=True): ports}
+    labels = {"app.kubernetes.io/name": GATEWAY, "app.kubernetes.io/component": "gateway"}
+    gateway = json.dumps({"podSelector": {"matchLabels": labels}}, sort_keys=True)
+    assert ports_by_peer(policy) == {gateway: {8000, 5557, 5558, 5567, 5568}}
     assert policy["spec"]["policyTypes"] == ["Ingress"]
-    assert {port["name"] for port in pod_of(found)["spec"]["containers"][0]["ports"]} == ports
-    gateways = pod_of(rendered(GATEWAY, {}))["metadata"]["labels"]
-    assert gateway["podSelector"]["matchLabels"].items() <= gateways.items()
-    metrics = [{"namespaceSelector": {}}]
-    reached = ports_by_peer(the(rendered(MODEL, {"networkPolicy": {"metrics": metrics}}), "NetworkPolicy"))
-    assert reached[json.dumps(metrics[0])] == {"api"}
+    (container,) = pod_of(found)["spec"]["containers"]
+    assert {port["containerPort"] for port in container["ports"]} == ports_by_peer(policy)[gateway]
+    assert labels.items() <= pod_of(rendered(GATEWAY, {}))["metadata"]["labels"].items()
+    silent = the(rendered(MODEL, {"model": {"kvEvents": {"enabled": False}}}), "NetworkPolicy")
+    assert ports_by_peer(silent) == {gateway: {8000}}
+    metrics = {"namespaceSelector": {}}
+    reached = ports_by_peer(the(rendered(MODEL, {"networkPolicy": {"metrics": [metrics]}}), "NetworkPolicy"))
+    assert reached.pop(json.dumps(metrics)) == {8000}
+    assert reached == {gateway: {8000, 5557, 5567}}
 
 
 def test_nobody_connects_to_a_gateway_but_clients_and_operators() -> None:
@@ -179,6 +180,32 @@ def test_probes_ask_what_the_gateway_answers(values: Mapping[str, Any]) -> None:
     health = {"path": "/health", "port": "admin", "scheme": scheme}
     assert container["startupProbe"]["httpGet"] == container["livenessProbe"]["httpGet"] == health
     assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http", "scheme": scheme}
+
+
+def unrestricted(pod: Document) -> list[str]:
+    """What Kubernetes' "restricted" Pod Security Standard has against a pod without sidecars."""
+    spec, (container,) = pod["spec"], pod["spec"]["containers"]
+    own, of_pod = container["securityContext"], spec["securityContext"]
+    volumes = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
+    rules = {
+        "root": of_pod.get("runAsNonRoot") is True and of_pod.get("runAsUser") != 0,
+        "seccomp": of_pod.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost"),
+        "escalation": own.get("allowPrivilegeEscalation") is False,
+        "capabilities": own.get("capabilities") == {"drop": ["ALL"]},
+        "privileged": not own.get("privileged"),
+        "host": not any(spec.get(name) for name in ("hostNetwork", "hostPID", "hostIPC")),
+        "ports": not any("hostPort" in port for port in container["ports"]),
+        "volumes": volumes <= {"configMap", "emptyDir", "secret", "persistentVolumeClaim", "projected"},
+    }
+    return [name for name, holds in rules.items() if not holds]
+
+
+def test_pods_keep_to_the_pod_security_standards() -> None:
+    production = rendered(GATEWAY, {"tls": {"secret": "a"}, "secrets": {"engineKey": {"name": "a", "key": "b"}}})
+    assert unrestricted(pod_of(production)) == []
+    assert unrestricted(pod_of(rendered(MODEL, {}))) == ["root"], "vLLM's own image begins as root"
+    manifest = documents((ROOT / "deploy" / "quickstart-simulated.yaml").read_text())
+    assert [unrestricted(each["spec"]["template"]) for each in of_kind(manifest, "Deployment")] == [[], []]
 
 
 def test_a_gateway_is_confined() -> None:

@@ -97,6 +97,8 @@ def test_every_configuration_would_start(everything: Rendered, tmp_path: Path) -
 def test_check_config_accepts_what_is_documented(tmp_path: Path) -> None:
     for manifest in sorted((ROOT / "deploy").glob("*.yaml")):
         found = documents(manifest.read_text())
+        if manifest.stem == "network-policies":
+            continue  # it has no gateway
         gateway = [
             each for each in found if each["metadata"].get("labels", {}).get("app.kubernetes.io/name") == GATEWAY
         ]

@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from charts_rig import RELEASES, ROOT, documents, inconsistent, invalid, render, the
 
+from warmroute.core.pods import AIBRIX, EVENTS
+
 pytestmark = pytest.mark.usefixtures("tools")
 NAMES = sorted(folder.name for folder in render.VALUES.iterdir())
 
@@ -28,6 +30,15 @@ def test_each_can_be_applied_as_it_is(name: str) -> None:
         release = each["metadata"].get("labels", {}).get("app.kubernetes.io/instance")
         of_release.setdefault(release, []).append(each)
     assert [problem for release, own in of_release.items() if release for problem in inconsistent(own)] == []
+
+
+def test_policies_alone_are_about_engines_of_others() -> None:
+    found = documents((ROOT / "deploy" / "network-policies.yaml").read_text())
+    assert {each["kind"] for each in found} == {"Namespace", "NetworkPolicy"}
+    (engines,) = [each["spec"] for each in found if each["metadata"]["name"] == "engines"]
+    assert engines["podSelector"] == {"matchLabels": {AIBRIX + EVENTS: "true"}}
+    assert engines["policyTypes"] == ["Ingress"]
+    assert all(rule["from"] for rule in engines["ingress"]), "nobody else"
 
 
 def kubectl(*arguments: str, given: str) -> subprocess.CompletedProcess[str]:

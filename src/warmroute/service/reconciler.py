@@ -50,6 +50,7 @@ class Reconciler:
     def replace(self, source: str, engines: Iterable[Listed]) -> None:
         """All engines that `source` (one of `core.roster.SOURCES`) wants from now on. Raises ValueError for a URL."""
         self._perform(self.roster.replace(source, engines))
+        self.tick()  # what drains with nothing to do is forgotten at once
 
     def reconfigure(self, config: Config) -> None:
         """Take up what is configured now; for the engines, `replace`."""
@@ -62,10 +63,12 @@ class Reconciler:
     def hold(self, endpoint: Endpoint, reason: str) -> None:
         """Send an engine no more requests, whatever its source says, until it is released or leaves."""
         self._perform(self.roster.hold(endpoint, reason))
+        self.tick()  # what drains with nothing to do is forgotten at once
 
     def release(self, endpoint: Endpoint) -> None:
         """Undo `hold`."""
         self._perform(self.roster.release(endpoint))
+        self.tick()  # what drains with nothing to do is forgotten at once
 
     def in_flight(self, endpoint: Endpoint) -> int:
         """Requests that an engine has now."""
@@ -111,5 +114,3 @@ class Reconciler:
                     self.on_removed(endpoint)
                 case _:
                     assert_never(change)
-        if changes:
-            self.tick()  # what drains with nothing to do is forgotten at once

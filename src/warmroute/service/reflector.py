@@ -139,7 +139,8 @@ class Reflector:
                 self.counts[f"error_{error.reason}"] += 1
                 if error.reason not in RESUMABLE:
                     self._version = None
-                self._lost(str(error))
+                if error.reason != "broken":  # connections end; whether the server has gone, the next attempt shows
+                    self._lost(str(error))
                 await self._pause()
 
     def view(self) -> dict[str, Any]:
@@ -161,8 +162,9 @@ class Reflector:
         sightings = {seen.uid: seen for raw in listing.objects if (seen := self._sight(raw)) is not None}
         self._version = listing.version
         self._in_step()
-        if sightings != self.sightings:
-            self.sightings = sightings
+        changed = sightings != self.sightings
+        self.sightings = sightings
+        if changed or self.counts["lists"] == 1:  # that there is nothing is news too, the first time
             self.on_change()
 
     async def _follow(self, version: str) -> None:
