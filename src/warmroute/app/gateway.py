@@ -122,9 +122,8 @@ class Gateway:
             self.routing, self.membership, self.following.streams, self.tokens, self.server.counts, time.monotonic
         )
         self._expose(metrics)
-        if self.seat.processes > 1:
-            metrics.process = self.seat.process
-            metrics.count("fellows_silent", "Answers of other processes that did not come", (), self._silent)
+        metrics.count("fellows_silent", "Answers of other processes that did not come", (), self._silent)
+        metrics.process = self.seat.process if self.seat.processes > 1 else None
         return metrics
 
     def _keep_access_log(self) -> None:
