@@ -147,3 +147,23 @@ def test_a_rule_is_silent_while_one_of_its_leaves_is_in_error() -> None:
 )
 def test_settings_without_effect_get_a_note(tokenizer: dict[str, str], note: str | None) -> None:
     assert file({"tokenizer": tokenizer}).notes == ((note,) if note else ())
+
+
+@pytest.mark.parametrize(
+    ("document", "key"),
+    [
+        ({"admission": {"model_requests_max": "m=1"}}, "admission.model_requests_max"),
+        ({"admission": {"key_requests_per_min": 1}, "gateway": {"keys_file": "/k"}}, "admission.key_requests_per_min"),
+        ({"admission": {"key_tokens_per_min": 1}, "gateway": {"keys_file": "/k"}}, "admission.key_tokens_per_min"),
+        ({"engines": [engine(events_listen="tcp://*:6557")]}, "engines[0].events_listen"),
+    ],
+)
+def test_what_processes_cannot_keep_together(document: dict[str, Any], key: str) -> None:
+    assert file(document)
+    several = {**document, "gateway": {**document.get("gateway", {}), "processes": 2}}
+    assert refused(several).startswith(f"{key}: given, and gateway.processes is 2 (file w.yaml). ")
+
+
+def test_processes_keep_keys_limits_in_redis() -> None:
+    limits = {"key_tokens_per_min": 1, "redis_url": "redis://h:6379/0"}
+    assert file({"gateway": {"processes": 2, "keys_file": "/k"}, "admission": limits})
