@@ -10,7 +10,7 @@ NATIVE := CMakeLists.txt $(wildcard native/*)
 
 SEEDS ?= 10000
 
-.PHONY: demo test test-fast sim lint format bench bench-http bench-index bench-scale bench-vllm bench-routing fuzz differential vllm clean help
+.PHONY: demo test test-fast sim lint format bench bench-http bench-index bench-scale bench-vllm bench-routing fuzz differential vllm helm manifests try-image clean help
 
 help:
 	@echo "make demo     three simulated engines, the gateway, traffic, and why each request went where it went"
@@ -23,6 +23,9 @@ help:
 	@echo "make bench-vllm  policies against each other on real vLLM"
 	@echo "make fuzz     100 million almost right bytes for the decoders of events, then the native core, SECONDS=60 each way"
 	@echo "make differential  OPERATIONS=1000000 to the native index and its reference: every answer must be equal"
+	@echo "make helm     install helm, kubectl and Kubernetes' schemas for the tests of the charts (about 400 MB)"
+	@echo "make manifests  what is made of the charts and of the configuration tree: deploy/, the schema of the values"
+	@echo "make try-image  the Dockerfile's steps without Docker, and then what the image would run"
 	@echo "make vllm     install real vLLM for CPU into its own environment (about 3 GB)"
 
 $(VENV)/.venv:
@@ -44,6 +47,15 @@ demo: $(VENV)/.installed
 vllm:
 	PIP_CONSTRAINT= PYTHON=$(PYTHON) scripts/vllm/install.sh
 
+helm:
+	PIP_CONSTRAINT= PYTHON=$(PYTHON) scripts/kubernetes/install.sh
+
+manifests: $(VENV)/.installed helm
+	$(BIN)/python scripts/kubernetes/render.py
+
+try-image:
+	PIP_CONSTRAINT= $(PYTHON) scripts/kubernetes/try_image.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,7 +66,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint vllm
+test: lint vllm helm
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.dev

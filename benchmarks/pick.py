@@ -16,7 +16,7 @@ import time
 from array import array
 from collections import deque
 
-from warmroute.app.gateway import GC_THRESHOLDS
+from warmroute.app.serving import GC_THRESHOLDS
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.index import make_index
 from warmroute.core.router import Decision, PickRequest, Router

@@ -13,6 +13,7 @@ namespace warmroute {
 
 void bind_index(nb::module_& module);  // index_binding.cpp
 void bind_wire(nb::module_& module);   // wire_binding.cpp
+void bind_weighing(nb::module_& module);  // weighing.cpp
 
 namespace {
 
@@ -66,4 +67,5 @@ NB_MODULE(_native, module) {
     module.def("block_digests", &warmroute::block_digests, nb::arg("tokens"), nb::arg("block_size"));
     warmroute::bind_wire(module);
     warmroute::bind_index(module);
+    warmroute::bind_weighing(module);
 }

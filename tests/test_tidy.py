@@ -24,7 +24,9 @@ ARCHITECTURE_LINES_MAX = 300
 
 LONG_FUNCTIONS: dict[str, str] = {}
 LONG_FILES: dict[str, str] = {}
-MANY_PARAMETERS: dict[str, str] = {}
+MANY_PARAMETERS: dict[str, str] = {
+    "src/warmroute/testing/kubernetes/objects.py:pod": "what of a pod matters, each by its name and with a default",
+}
 
 BANNED_NAMES = re.compile(r"manager|helper|util|handler|processor|common", re.IGNORECASE)
 NAMES_OF_OTHERS: dict[str, str] = {}
@@ -104,9 +106,10 @@ def test_the_architecture_page_and_the_import_contract_say_the_same() -> None:
     assert diagram in (ROOT / "pyproject.toml").read_text()
 
 
-def test_only_hashing_wire_and_index_know_the_native_core() -> None:
+def test_only_what_has_a_reference_knows_the_native_core() -> None:
     users = {relative(path) for path in SOURCES if re.search(r"import _native|warmroute\._native", path.read_text())}
-    assert all(re.match(r"src/warmroute/core/(hashing|wire/|index/)", user) for user in users), users
+    allowed = re.compile(r"src/warmroute/core/(hashing|wire/|index/|policies/least_work)")
+    assert all(allowed.match(user) for user in users), users
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -96,3 +96,11 @@ class Index:
     def restore(self, entries: Iterable[DumpEntry]) -> None: ...
     # Every contradiction inside, in words.
     def problems(self) -> list[str]: ...
+
+# What core.policies.least_work.weigh_in_python gives. Columns are lists of floats and ints.
+def weigh(
+    weights: tuple[float, float, float, float, float, float, float],
+    worth: Sequence[float],
+    paid: Sequence[float],
+    columns: tuple[Sequence[float], ...],
+) -> list[float]: ...

@@ -12,6 +12,8 @@ DEFAULTS = {
     "engines": (),
     "gateway.host": "127.0.0.1",
     "gateway.port": 8080,
+    "gateway.processes": 1,
+    "gateway.handover": None,
     "gateway.max_body_bytes": 32 * 1024 * 1024,
     "gateway.max_head_bytes": 64 * 1024,
     "gateway.head_timeout_s": 10.0,
@@ -66,8 +68,9 @@ DEFAULTS = {
     "routing.others_weight": 2.0,
     "routing.memory_weight": 2.0,
     "routing.replication_weight": 1.0,
-    "routing.eviction_weight": 0.3,
+    "routing.eviction_weight": 0.6,
     "routing.speculative_ttl_s": 2.0,
+    "routing.session_worth": 0.7,
     "routing.cpu_hit_worth": 0.8,
     "routing.storage_hit_worth": 0.5,
     "routing.degraded_belief": 0.5,
@@ -92,6 +95,7 @@ DEFAULTS = {
     "breaker.open_s": 5.0,
     "breaker.open_max_s": 60.0,
     "log.level": "info",
+    "log.access": None,
 }
 ENGINE_DEFAULTS = {
     "url": REQUIRED,

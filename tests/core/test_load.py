@@ -61,7 +61,7 @@ def test_an_answer_that_shows_no_first_byte_is_decoding_when_its_prefill_should_
     table = LoadTable()
     lease = book(table, observable=False)
     done_at = table.free_at[lease.slot]
-    assert done_at == pytest.approx(FIXED_S + 100 / 8000)
+    assert done_at == pytest.approx(FIXED_S + 100 / 8000, rel=0.01)
     assert seen(table, now=done_at - 0.001) == (1, 100, 0)
     assert seen(table, now=done_at) == (1, 0, 1)
     table.release(lease)
@@ -81,13 +81,13 @@ def test_the_place_of_a_worker_that_left_is_given_to_another() -> None:
 def test_time_passing_and_first_bytes_say_when_the_queue_will_be_empty() -> None:
     table = LoadTable(RateTable(prefill_tokens_per_s=1000.0))
     a, b, c = (table.book(W1, 500, 480, 10.0, prefill_observable=True) for _ in range(3))
-    assert table.free_at[a.slot] == pytest.approx(10.0 + FIXED_S + 3 * 0.48)
+    assert table.free_at[a.slot] == pytest.approx(10.0 + FIXED_S + 3 * 0.48, rel=0.01)
     table.prefilled(a, 11.0)  # twice as slow as expected: what is behind it is late
-    assert table.free_at[a.slot] == pytest.approx(11.0 + 2 * 0.48)
+    assert table.free_at[a.slot] == pytest.approx(11.0 + 2 * 0.48, rel=0.01)
     table.prefilled(b, 12.0)
     table.prefilled(c, 12.5)
     assert table.free_at[a.slot] == 12.5
-    assert table.rates.step_s(a.slot, 480, 0) > FIXED_S + 0.48, "it has learned"
+    assert table.rates.step_s(a.slot, (1.0, 480.0, 0.0, 0.0)) > FIXED_S + 0.48, "it has learned"
 
 
 @given(st.lists(st.tuples(st.sampled_from(["book", "prefilled", "release"]), st.integers(0, 20), st.booleans())))

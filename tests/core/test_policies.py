@@ -7,13 +7,17 @@ from math import inf, nan
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from warmroute.config.ranges import POLICIES
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.dice import Dice
+from warmroute.core.hashing import NATIVE
 from warmroute.core.index.reference import ReferenceIndex
 from warmroute.core.policies import BASELINES, Candidates, LeastWork, Policy, make_policy
 from warmroute.core.policies.guard import Guarded
+from warmroute.core.policies.least_work import weigh, weigh_in_python
 from warmroute.core.policies.peers import Aibrix, Approximate, Dynamo, LlmD
 from warmroute.core.policies.simple import ConsistentHash, LeastLoaded, RoundRobin
 from warmroute.core.router import PickRequest, Router
@@ -49,7 +53,7 @@ def candidates(
     }
     for name in ("cpu_tokens", "storage_tokens", "claimed_tokens", "prefilling", "prefill_tokens", "kv_tokens"):
         facts[name] = list(zeros)
-    for name in ("free_at", "per_context_s", "busy"):
+    for name in ("free_at", "per_pair_s", "per_context_s", "busy"):
         facts[name] = [0.0] * n
     return Candidates(**(facts | more))  # type: ignore[arg-type]
 
@@ -154,6 +158,19 @@ def test_a_session_keeps_its_worker_when_others_come_and_go() -> None:
         assert old == {2} or {ids[next(iter(new))]} == old
 
 
+def test_gateways_agree_on_a_sessions_worker_whoever_came_first() -> None:
+    def chosen(order: Sequence[int], session: str) -> str:
+        workers = tuple(Worker(WorkerId(i), Endpoint("a", port)) for i, port in enumerate(order))
+        asked = msgspec.structs.replace(candidates([0] * len(order), session=session), workers=workers)
+        (winner,) = winners(ConsistentHash(), asked)
+        return workers[winner].name
+
+    sessions = [f"s{n}" for n in range(50)]
+    first = [chosen([1, 2, 3, 4], session) for session in sessions]
+    assert first == [chosen([3, 1, 4, 2], session) for session in sessions]
+    assert len(set(first)) == 4
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_names_a_cost_for_everybody_and_can_be_asked_for(name: str) -> None:
     router = Router(ReferenceIndex(100), RoutingConfig(policy=name))
@@ -197,8 +214,9 @@ def test_the_terms_add_up_to_the_cost() -> None:
         cpu_tokens=[0, 32, 0],
         free_at=[2.0, 0.5, 0.0],
         kv_tokens=[900, 300, 0],
+        per_pair_s=[1e-7, 2e-7, 3e-7],
         per_context_s=[1e-6] * 3,
-        busy=[0.9, 0.2, 0.0],
+        busy=[0.9, 0.2, 0.4],
         chain=list(range(10)),
     )
     policy.costs(asked)
@@ -210,6 +228,73 @@ def test_the_terms_add_up_to_the_cost() -> None:
     assert terms["replication"][2] < 0
     for i, cost in enumerate(costs):
         assert sum(column[i] for column in terms.values()) == pytest.approx(cost)
+
+
+def test_a_session_goes_back_to_its_worker_when_nothing_else_is_known_of_the_prompt() -> None:
+    policy = ours()
+    policy.costs(first := candidates([0, 0, 0], session="s"))
+    policy.chosen(first, 1)
+    assert winners(policy, candidates([0, 0, 0], session="s")) == {1}
+    assert len(winners(policy, candidates([0, 0, 0], session="t"))) == 3
+    assert winners(policy, candidates([0, 0, 0], session="s", free_at=[0.0, 9.0, 0.0])) == {0, 2}, "it is a soft term"
+    assert winners(policy, candidates([0, 0, 0], [0, 0, 96], session="s", token_ids=[1] * PROMPT)) == {2}
+    asked = candidates([0, 0, 0], session="s")
+    costs = policy.costs(asked)
+    for i, cost in enumerate(costs):
+        assert sum(column[i] for column in policy.terms(asked, policy.memo).values()) == pytest.approx(cost)
+
+
+def test_sessions_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmroute.core.policies.least_work.SESSIONS_MAX", 2)
+    policy = ours()
+    for name in ("a", "b", "c"):
+        policy.costs(asked := candidates([0, 0], session=name))
+        policy.chosen(asked, 1)
+    assert [len(winners(policy, candidates([0, 0], session=name))) for name in "abc"] == [2, 1, 1]
+
+
+def test_priority_scales_what_the_delay_of_others_counts() -> None:
+    """The warm worker has a queue: for itself a request would go elsewhere, for others' sake it waits a little."""
+    policy, wait = ours(), PROMPT * 0.001 * 1.4
+
+    def asked(priority: int) -> Candidates:
+        facts = {"busy": [0.5, 0.5], "free_at": [wait, 0.0], "requests_per_s": 5.0}
+        return candidates([1, 0], [PROMPT - 1, 0], priority=priority, **facts)
+
+    assert (winners(policy, asked(-9)), winners(policy, asked(3))) == ({1}, {0})
+
+
+numbers = st.floats(0, 1e6)
+
+
+@given(
+    st.tuples(*[numbers] * 7),
+    st.lists(st.tuples(*[st.one_of(numbers, st.integers(0, 10**6))] * 9), min_size=1, max_size=20),
+    st.booleans(),
+)
+def test_the_native_weighing_gives_what_the_reference_gives(
+    weights: tuple[float, ...], rows: list[tuple[float, ...]], nothing_paid: bool
+) -> None:
+    weights = (*weights[:6], weights[6] + 1.0)  # the fleet's mean is never 0
+    worth, paid, *columns = (list(column) for column in zip(*rows, strict=True))
+    asked = weights, worth, [] if nothing_paid else paid, tuple(columns)
+    assert weigh(*asked) == weigh_in_python(*asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native core is not built")
+def test_the_native_weighing_refuses_what_it_cannot_read() -> None:
+    good: tuple[list[float], ...] = ([1.0],) * 7
+    weights = (1.0,) * 7
+    for worth, paid, columns in (
+        ([1.0, 2.0], [], good),
+        ([1.0], [1.0, 2.0], good),
+        ([1.0], [], good[:6]),
+        ((1.0,), [], good),
+        (["1"], [], good),
+        ([10**400], [], good),
+    ):
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            weigh(weights, worth, paid, columns)
 
 
 def test_a_queue_is_worth_as_much_as_the_prefill_that_takes_as_long() -> None:

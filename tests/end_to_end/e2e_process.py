@@ -62,13 +62,18 @@ class Command:
                 await self._grown.wait()
         return found[1] if found.re.groups else found[0]
 
+    def children(self) -> list[int]:
+        """The processes that it has started, the oldest first."""
+        own = self.process.pid
+        return [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
+
     def terminate(self) -> None:
         """SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
 
     async def exit_code(self) -> int:
         """Wait for its end."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(3 * DEADLINE_S):
             code = await self.process.wait()
             await self._reading
         return code

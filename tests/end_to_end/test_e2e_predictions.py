@@ -139,11 +139,11 @@ async def test_mixed_requests_under_eviction_are_predicted_to_the_token(policy: 
         removed = [stack.counts(engine).applied.removed for engine in stack.engines]
         states = {stack.trust(engine) for engine in stack.engines}
     assert misses == 0, f"{misses} of {REQUESTS} predictions were wrong"
-    # The workload was worth it: everybody served, much was cached, and everybody had to evict.
+    # The workload was worth it: everybody served, much was cached, and much was evicted.
     assert len(served) == 3
     assert min(mixed.kinds.values()) > 20
     assert hits > REQUESTS // 4
-    assert min(removed) > 10, removed
+    assert sorted(removed)[1] > 50, f"two of three had to evict much: {removed}"
     assert states == {"LIVE"}
 
 

@@ -1,38 +1,48 @@
 """The gateway's composition root: every object that `warmroute serve` is made of, on one screen.
 
-Constructor calls and one TaskGroup; no containers, no registries. Signals end it by draining: nothing new is accepted,
-what runs may finish within `gateway.drain_timeout_s`.
+Constructor calls and one TaskGroup; no containers, no registries.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
-import signal
 import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import aiohttp
-import uvloop
 import zmq
 
 from warmroute.app.discovery import Sources
 from warmroute.app.limiting import Limiting
 from warmroute.app.listeners import Listeners, tls_to_engines
 from warmroute.app.own_policy import load_policy
+from warmroute.app.reload import decode_config, prepare
+from warmroute.app.seat import Seat
 from warmroute.config.tree import Config
 from warmroute.core.breaker import Breakers, BreakerState
 from warmroute.core.index import make_index
+from warmroute.core.policies.guard import Guarded
 from warmroute.core.router import Router
+from warmroute.edge.channel import Channel
 from warmroute.edge.engine_api import HttpEngineApi
+from warmroute.edge.log_file import LogFile
 from warmroute.edge.metrics import Metrics
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
 from warmroute.edge.zmq import zmq_event_sources
+from warmroute.errors import ConfigError
+from warmroute.service.access_log import AccessLog
+from warmroute.service.administration import (
+    Administration,
+    EngineChange,
+    Operated,
+    decode_change,
+    encode_change,
+)
 from warmroute.service.avoidance import Saturation, shut_workers
+from warmroute.service.fellows import Fellows, Kind, Message
 from warmroute.service.following import Following
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Tokenizer
@@ -42,11 +52,9 @@ from warmroute.service.status import Status
 from warmroute.service.tokens import Tokens
 from warmroute.types import Endpoint, Fleet, TrustState, WorkerId
 
-_log = logging.getLogger(__name__)
-
 TICK_S = 1.0
-GC_THRESHOLDS = (50_000, 20, 100)
-"""Allocations between collections of each generation; measured with benchmarks/http/run.py."""
+LOOK_S = 0.02
+"""How often those in line are let in if another process has made room: it says so to nobody."""
 
 
 class Gateway:
@@ -58,11 +66,20 @@ class Gateway:
         session: aiohttp.ClientSession,
         context: zmq.Context[zmq.Socket[bytes]],
         engine_tls: ssl.SSLContext | None = None,
+        seat: Seat | None = None,
     ) -> None:
         clock = time.monotonic
         self.config = config
+        self.seat = seat or Seat()
         index = make_index(config.events.orphan_blocks_max, config.events.blocks_max)
-        self.router = Router(index, config.routing, load_policy(config.routing.policy), timer=time.perf_counter)
+        self.router = Router(
+            index,
+            config.routing,
+            load_policy(config.routing.policy),
+            timer=time.perf_counter,
+            seed=self.seat.process,
+            sharing=self.seat.sharing(),
+        )
         sources = zmq_event_sources(context, config.events)
         self.following = Following(self.router, sources, config.events, clock, time.time)
         keys: dict[Endpoint, str] = {}  # kept by membership
@@ -79,29 +96,59 @@ class Gateway:
         self.routing.avoidances.append(shut_workers(self.breakers, self._fleet))
         self.trusts = self.routing.trusts
         self.limiting = self._limiting(clock)
-        self.listeners = Listeners(config, engine_tls, clients=self.limiting.service, operators=self.routing)
+        self.log_file = None if config.log.access is None else LogFile(config.log.access, "log.access")
+        self.administration = Administration(self.routing, Operated(self.reconciler), self._tell_change)
+        self.listeners = Listeners(config, engine_tls, clients=self.limiting.service, operators=self.administration)
         self.limiting.ask_for_keys(self.listeners.keys)
         self.server = self.listeners.clients
         streams = self.following.streams
         self.status = Status(self.router, self.membership, streams, self.trusts, self.routing.tracking, clock)
-        metrics = Metrics(self.routing, self.membership, streams, self.tokens, self.server.counts, clock)
-        self._expose(metrics)
+        self.metrics = self._metrics()
         self.status.listed = self.reconciler.view
         self.status.discovered = self.sources.view
         self.status.breaker = lambda endpoint: self.breakers.of(endpoint, clock()).state
-        self.routing.answer_locally(self.status.replies() | {"/metrics": metrics.reply})
+        self.channel: Channel | None = None
+        self.fellows = Fellows(self.seat.process, self._tell)
+        replies = self.status.replies() | {"/metrics": self.metrics.reply}
+        self.routing.answer_locally(replies if self.seat.processes == 1 else self.fellows.for_all(replies))
+        self._connect()
+        self._keep_access_log()
+        self.port = 0
+        self.ending = asyncio.Event()
+        """Set when the control process wants this one to end, or has ended itself."""
+        self._changed = asyncio.Event()
+
+    def _metrics(self) -> Metrics:
+        metrics = Metrics(
+            self.routing, self.membership, self.following.streams, self.tokens, self.server.counts, time.monotonic
+        )
+        self._expose(metrics)
+        if self.seat.processes > 1:
+            metrics.process = self.seat.process
+            metrics.count("fellows_silent", "Answers of other processes that did not come", (), self._silent)
+        return metrics
+
+    def _keep_access_log(self) -> None:
+        if self.log_file is None:
+            return
+        log = AccessLog(self.log_file.write, time.monotonic, time.time)
+        log.process = self.seat.process if self.seat.processes > 1 else None
+        self.routing.access_log = self.listeners.clients.plane.log = log
+        if self.listeners.operators is not None:
+            self.listeners.operators.plane.log = log
+
+    def _connect(self) -> None:
+        """Tell everybody who must hear of what."""
         self.routing.on_reset = self.following.cleared
         self.routing.removed_blocks = self.following.removed_blocks
         self.following.on_removed = self._removed
         self.following.set_trust = self.trusts.streamed
+        self.following.on_fleet = self._fleet_changed
         self.trusts.publish = self.membership.set_trust
         self.trusts.resync = self.following.resync
         self.trusts.name_of = self.membership.name_of
         self.membership.wants_counters = self.trusts.wants_counters
         self.membership.on_counters = self.trusts.counted
-        self.following.on_fleet = self._fleet_changed
-        self.port = 0
-        self._changed = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -120,7 +167,28 @@ class Gateway:
             tasks.create_task(self.membership.run(), name="membership")
             tasks.create_task(self.sources.run(), name="discovery")
             tasks.create_task(self._tick(), name="tick")
+            if self.seat.processes > 1:
+                tasks.create_task(self._look(), name="look")
             tasks.create_task(self._verify_tokenizer(), name="verify tokenizer")
+
+    async def open(self) -> None:
+        """Take clients, and be one of several if this process is. Raises ConfigError if it cannot listen."""
+        if self.seat.channel is not None:
+            self.fellows.on |= {
+                Kind.DRAIN: lambda _: self.ending.set(),
+                Kind.PREPARE: self._prepare,
+                Kind.COMMIT: lambda message: prepare(decode_config(message.body))(self),
+                Kind.ENGINE: lambda message: self.administration.fleet.make(decode_change(message.body)),
+            }
+            self.administration.reload = self.fellows.reload
+            self.channel = Channel(self.fellows.took, self.ending.set)
+            await self.channel.open(self.seat.channel)
+        if self.seat.patience_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.seat.patience_s):
+                    await self.until_ready(max(1, len(self.config.engines)))
+        self.port = await self.listeners.start(self.seat.clients, self.seat.operators)
+        self.fellows.tell(Kind.READY)
 
     async def until_ready(self, workers: int = 1) -> None:
         """Wait until so many workers can be routed to and no stream is still catching up."""
@@ -131,16 +199,44 @@ class Gateway:
                 return
             await self._changed.wait()
 
+    def look_at_files(self) -> None:
+        """Take up keys and certificates that changed, and follow a log that was moved away."""
+        self.listeners.tick()
+        if self.log_file is not None:
+            self.log_file.look()
+
+    def _prepare(self, message: Message) -> None:
+        try:
+            prepare(decode_config(message.body))
+        except ConfigError as error:
+            self.fellows.tell(Kind.PREPARED, number=message.number, status=1, body=str(error).encode())
+        else:
+            self.fellows.tell(Kind.PREPARED, number=message.number)
+
+    def _tell_change(self, change: EngineChange) -> None:
+        self.fellows.tell(Kind.ENGINE, body=encode_change(change))
+
+    def _tell(self, message: Message) -> None:
+        if self.channel is not None:
+            self.channel.send(message)
+
+    def _lines_lost(self) -> dict[tuple[str, ...], float]:
+        return {(): float(self.log_file.lost if self.log_file is not None else 0)}
+
+    def _silent(self) -> dict[tuple[str, ...], float]:
+        return {(): float(self.fellows.silent)}
+
     def _fleet(self) -> Fleet:
         return self.membership.fleet
 
     def _limiting(self, clock: Callable[[], float]) -> Limiting:
         most, saturation = self.config.admission.worker_requests_max, None
         if most is not None:
-            saturation = Saturation(self.router.load, self._fleet, clock, most)
+            saturation = Saturation(self.router.load, self._fleet, most)
             self.routing.avoidances.append(saturation.avoided)
         keyed = self.config.gateway.keys_file is not None
-        return Limiting(self.config.admission, self.routing, saturation, clock, keyed=keyed)
+        sharing = self.router.load.sharing
+        return Limiting(self.config.admission, self.routing, saturation, clock, keyed=keyed, sharing=sharing)
 
     def _breaker_states(self) -> dict[tuple[str, ...], float]:
         states = {e.authority: self.breakers.of(e, time.monotonic()).state for e, *_ in self.membership.engines()}
@@ -152,8 +248,13 @@ class Gateway:
             self.following.tick()
             self.reconciler.tick()
             self.sources.tick()
-            self.listeners.tick()
+            self.look_at_files()
             self.limiting.tick()
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.limiting.look()
 
     async def _verify_tokenizer(self) -> None:
         while True:
@@ -173,10 +274,16 @@ class Gateway:
         )
         metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
         metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
+        metrics.count("policy_failures", "Times the policy named by the user did not decide", ("why",), self._failures)
         metrics.count("fleet_changes", "Engines added, altered, drained, removed", ("kind",), self._fleet_changes)
+        metrics.count("access_log_lost", "Lines of the access log that could not be written", (), self._lines_lost)
         metrics.gauge("discovery_in_step", "1 if the source is followed now", ("source",), self.sources.in_step)
         metrics.gauge("discovery_objects", "Pods or slices by state", ("source", "state"), self.sources.objects)
         metrics.count("discovery", "What happened while following", ("source", "event"), self.sources.events)
+
+    def _failures(self) -> dict[tuple[str, ...], float]:
+        policy = self.router.policy
+        return {(why,): n for why, n in policy.failures.items()} if isinstance(policy, Guarded) else {}
 
     def _fleet_changes(self) -> Counter[tuple[str, ...]]:
         return self.reconciler.changes
@@ -200,25 +307,33 @@ class Gateway:
 
 
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[Gateway]:
-    """A gateway that serves while the context is open. Raises ConfigError if it cannot listen."""
+async def running(
+    config: Config, seat: Seat | None = None, ending: asyncio.Event | None = None
+) -> AsyncIterator[Gateway]:
+    """A gateway that serves while the context is open. Raises ConfigError if it cannot listen.
+
+    `ending` is set if the control process wants it to end.
+    """
     async with AsyncExitStack() as stack:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.term)
         engine_tls = tls_to_engines(config)
         connector = aiohttp.TCPConnector(ssl=engine_tls or True)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-        gateway = Gateway(config, session, context, engine_tls)
+        gateway = Gateway(config, session, context, engine_tls, seat)
+        gateway.ending = ending or gateway.ending
+        if gateway.log_file is not None:
+            stack.callback(gateway.log_file.close)
         stack.callback(gateway.following.close)
         stack.push_async_callback(gateway.limiting.close)
         stack.push_async_callback(gateway.sources.close)
         await gateway.sources.start()
         stack.push_async_callback(gateway.listeners.close)
-        gateway.port = await gateway.listeners.start()
         failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:  # so that a failure in the background ends the gateway, loudly
             background = tasks.create_task(gateway.run(), name="gateway")
             try:
+                await gateway.open()
                 yield gateway
             except Exception as error:
                 failure = error  # the caller's own: it gets it back as it is, not in a group
@@ -226,32 +341,6 @@ async def running(config: Config) -> AsyncIterator[Gateway]:
                 background.cancel()
         if failure is not None:
             raise failure
-
-
-async def serve(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT, then drain; the exit code."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(config) as gateway:
-        _log.info("listening on %s, %d engines configured", gateway.url, len(config.engines))
-        if gateway.admin_url is not None:
-            _log.info("operators are served on %s", gateway.admin_url)
-        await stop.wait()
-        _log.info("draining for at most %g s", config.gateway.drain_timeout_s)
-        gateway.status.draining = True
-        await gateway.listeners.drain()
-    _log.info("stopped")
-    return 0
-
-
-def run(config: Config) -> int:
-    """Serve on an event loop of its own; the exit code."""
-    # Requests leave no cycles behind, but thousands of kept decisions would be walked again and again to find none.
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-    return uvloop.run(serve(config))
 
 
 def _url(host: str, port: int, *, tls: bool) -> str:

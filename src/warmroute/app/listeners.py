@@ -11,10 +11,11 @@ from collections import Counter
 from dataclasses import replace
 
 from warmroute.app.discovery import discovers
-from warmroute.config.tree import Config
+from warmroute.config.tree import Config, GatewayConfig
 from warmroute.core.keys import Keys, parse_keys
 from warmroute.edge.files import WatchedFiles, read_text
 from warmroute.edge.http.server import HttpServer
+from warmroute.edge.sockets import Sockets
 from warmroute.edge.tls import ServerTls, engine_context
 from warmroute.errors import ConfigError
 from warmroute.service.access import Access
@@ -41,7 +42,7 @@ class Listeners:
         )
         self.operators: HttpServer | None = None
         if config.admin.port is not None:
-            address = replace(config.gateway, host=config.admin.host, port=config.admin.port)
+            address = _for_operators(config)
             self.operators = HttpServer(
                 operators,
                 address,
@@ -56,12 +57,12 @@ class Listeners:
         access = self.access.get("gateway")
         return None if access is None else access.keys
 
-    async def start(self) -> int:
-        """Listen; the clients' port. Raises ConfigError if an address cannot be had."""
-        port = await self.clients.start()
+    async def start(self, clients: Sockets = (), operators: Sockets = ()) -> int:
+        """Listen, on these sockets if there are any; the clients' port. Raises ConfigError if one cannot be had."""
+        port = await self.clients.start(clients)
         if self.operators is not None:
             try:
-                self.admin_port = await self.operators.start()
+                self.admin_port = await self.operators.start(operators)
             except ConfigError as error:
                 raise ConfigError("admin.port", error.problem, error.remedy) from error
         return port
@@ -70,6 +71,12 @@ class Listeners:
         """Take up files that changed."""
         for watched in self.watched.values():
             watched.look()
+
+    def reconfigure(self, config: Config) -> None:
+        """Take up what is configured now but for addresses, keys' files and certificates' files."""
+        self.clients.reconfigure(config.gateway)
+        if self.operators is not None:
+            self.operators.reconfigure(_for_operators(config))
 
     async def drain(self) -> None:
         """Let the clients' requests end; operators are served until then."""
@@ -111,6 +118,10 @@ class Listeners:
 
             self.watched[f"{listener}_keys"] = WatchedFiles((path,), load)
         return access
+
+
+def _for_operators(config: Config) -> GatewayConfig:
+    return replace(config.gateway, host=config.admin.host, port=config.admin.port or 0)
 
 
 def tls_to_engines(config: Config) -> ssl.SSLContext | None:

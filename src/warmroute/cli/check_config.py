@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import click
 from warmroute.cli.settings import SettingsCommand, require_engines
 from warmroute.config import Loaded
 from warmroute.config.render import render, render_json, with_reference
+from warmroute.config.schema import json_schema
 
 
 def _write_reference(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -20,8 +22,23 @@ def _write_reference(ctx: click.Context, param: click.Parameter, value: str | No
     ctx.exit()
 
 
+def _print_schema(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    del param
+    if value and not ctx.resilient_parsing:
+        click.echo(json.dumps(json_schema(), indent=2))
+        ctx.exit()
+
+
 @click.command("check-config", cls=SettingsCommand)
 @click.option("as_json", "--json", is_flag=True, help="For machines: the tree, each setting's source, the notes.")
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print a JSON Schema of the file, for editors, and nothing else.",
+)
 @click.option(
     "--reference",
     metavar="PAGE",

@@ -7,7 +7,7 @@ import logging
 import click
 
 from warmroute.cli.logs import set_up_logging
-from warmroute.cli.settings import SettingsCommand, require_engines
+from warmroute.cli.settings import REREAD, SettingsCommand, require_engines
 from warmroute.config import Loaded
 
 
@@ -22,6 +22,13 @@ def command(loaded: Loaded) -> int:
     logger = logging.getLogger(__name__)
     for note in loaded.notes:
         logger.warning("%s", note)
-    from warmroute.app.gateway import run  # noqa: PLC0415  `--help` and errors need none of it
+    from warmroute.app.serving import run  # noqa: PLC0415  `--help` and errors need none of it
 
-    return run(loaded.config)
+    read = click.get_current_context().meta[REREAD]
+
+    def reread() -> Loaded:
+        loaded: Loaded = read()
+        require_engines(loaded)
+        return loaded
+
+    return run(loaded.config, reread)

@@ -217,6 +217,24 @@ def _admin_has_its_own_port(config: Config, said: Said) -> Iterator[ConfigError]
         )
 
 
+def _several_processes(config: Config, said: Said) -> Iterator[ConfigError]:
+    """What processes beside each other cannot keep together."""
+    if config.gateway.processes == 1:
+        return
+    problem = f"given, and gateway.processes is {config.gateway.processes} ({_where(said, 'gateway.processes')})"
+    if config.admission.model_requests_max is not None:
+        remedy = "Each would let in so many: use admission.requests_max or worker_requests_max, or one process."
+        yield ConfigError("admission.model_requests_max", problem, remedy)
+    for name in ("key_requests_per_min", "key_tokens_per_min"):
+        if getattr(config.admission, name) is not None and config.admission.redis_url is None:
+            remedy = "Each would count by itself: set admission.redis_url, or use one process."
+            yield ConfigError(f"admission.{name}", problem, remedy)
+    for number, engine in enumerate(config.engines):
+        if engine.events_listen is not None:
+            remedy = "Only one of them can listen there: have the engine bind its PUB socket, or use one process."
+            yield ConfigError(f"engines[{number}].events_listen", problem, remedy)
+
+
 RULES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
     (("events.enabled", "tokenizer.mode"), _tokens_for_events),
     (("tokenizer.mode", "tokenizer.path"), _local_needs_path),
@@ -230,6 +248,13 @@ RULES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
         _rates_need_keys,
     ),
     (("gateway.port", "admin.port"), _admin_has_its_own_port),
+    (
+        (
+            *("gateway.processes", "engines", "admission.model_requests_max", "admission.redis_url"),
+            *("admission.key_requests_per_min", "admission.key_tokens_per_min"),
+        ),
+        _several_processes,
+    ),
     (("engines",), _distinct_engines),
     (("engines",), _distinct_sockets),
     (("engines", "events.port", "events.replay_port"), _replay_clear_of_ranks),

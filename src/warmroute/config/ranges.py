@@ -20,6 +20,9 @@ GIB: Final = 1024**3
 BATCHES_MAX: Final = 100_000_000
 LIMIT_MAX: Final = 10**12
 RANKS_MAX: Final = 1024
+PROCESSES_MAX: Final = 64
+SOCKET_PATH_BYTES_MAX: Final = 100
+"""Systems allow 104 or 108."""
 TOPIC_BYTES_MAX: Final = 255
 
 
@@ -80,6 +83,12 @@ def _check_topic(topic: str) -> None:
 def _check_path(path: str) -> None:
     if not path or "\0" in path:
         raise ValueError("is no path")
+
+
+def _check_socket_path(path: str) -> None:
+    _check_path(path)
+    if len(path.encode()) > SOCKET_PATH_BYTES_MAX:
+        raise ValueError("is too long for a Unix socket")
 
 
 def check_key(key: str) -> None:
@@ -185,6 +194,8 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "engines[].weight": Range(0, 1000),
     "gateway.host": _LISTEN,
     "gateway.port": Range(0, PORT_MAX),
+    "gateway.processes": Range(1, PROCESSES_MAX),
+    "gateway.handover": Form("the path of a Unix socket, at most 100 bytes", _check_socket_path),
     "gateway.max_body_bytes": Range(1, GIB),
     "gateway.max_head_bytes": Range(1024, GIB),  # below 1 KiB no real client's head fits
     "gateway.head_timeout_s": _TIME,
@@ -235,6 +246,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "routing.replication_weight": _WEIGHT,
     "routing.eviction_weight": _WEIGHT,
     "routing.speculative_ttl_s": _TIME_OR_NONE,
+    "routing.session_worth": _SHARE,
     "routing.cpu_hit_worth": _SHARE,
     "routing.storage_hit_worth": _SHARE,
     "routing.degraded_belief": _SHARE,
@@ -244,6 +256,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "membership.probe_interval_s": _TIME,
     "membership.probe_timeout_s": _TIME,
     "membership.retry_interval_s": _TIME,
+    "log.access": _FILE,
     "membership.failures_max": Range(1, 1000),
     "membership.drain_timeout_s": _TIME_OR_NONE,
     "discovery.kubernetes.namespaces": Form("names of namespaces with commas between them, or *", namespaces_of),

@@ -25,6 +25,7 @@ OTHER_VARIABLES: Final = {
     "WARMROUTE_CACHE": "where the repository's scripts keep what they install and make",
     "WARMROUTE_REQUIRE_VLLM": "tests with real engines fail where these are missing, instead of being skipped",
     "WARMROUTE_REQUIRE_REDIS": "the same for tests with a real Redis",
+    "WARMROUTE_REQUIRE_HELM": "the same for tests of the charts with Helm and kubectl",
     "WARMROUTE_FUZZ_SECONDS": "how long the tests fuzz each target",
 }
 """Variables with our prefix that are no setting."""

@@ -45,6 +45,12 @@ class GatewayConfig:
     """Address to listen on."""
     port: int = 8080
     """Port to listen on; 0: one the system chooses."""
+    processes: int = 1
+    """Processes that serve this port, each on a core of its own, with its own view of the events; they share the load
+    in flight. Above 1, one more watches over them."""
+    handover: str | None = None
+    """Path of a Unix socket by which a newly started gateway takes over from the running one, without a gap; None: it
+    cannot."""
     max_body_bytes: int = 32 * 1024 * 1024
     """Larger request bodies are refused with 413."""
     max_head_bytes: int = 64 * 1024
@@ -63,7 +69,7 @@ class GatewayConfig:
     drain_timeout_s: float = 30.0
     """How long running requests may go on after SIGTERM."""
     retries: int = 2
-    """How many other workers a request may be tried on while no byte of an answer has come."""
+    """How many other workers a request may be tried on while no byte of an answer has come, or nothing but a 503."""
     decision_headers: bool = True
     """Whether answers carry `x-warmroute-worker` and `x-warmroute-overlap-tokens`."""
     keys_file: str | None = None
@@ -181,6 +187,8 @@ class RoutingConfig:
     """A policy of your own that takes longer rests a hundred times as long; the default decides meanwhile."""
     session_header: str = "x-session-id"
     """Request header whose value the requests of one conversation share."""
+    session_worth: float = 0.7
+    """Share of a session's last prompt its worker is thought to hold if a prompt's tokens are not known; 0: none."""
     overrides: bool = True
     """Whether a request may name a built-in policy (`routing-strategy`) or a worker (`x-warmroute-worker`)."""
     prefill_tokens_per_s: float = 8000.0
@@ -193,7 +201,7 @@ class RoutingConfig:
     """Price of a token that does not fit into a worker's cache, relative to computing it."""
     replication_weight: float = 1.0
     """How readily a prefix is copied to another worker when its holders are busy; 0: never for that reason."""
-    eviction_weight: float = 0.3
+    eviction_weight: float = 0.6
     """What it costs that a prefill pushes out what a busy worker computed lately, as a share of that prefill."""
     speculative_ttl_s: float = 2.0
     """How long blocks are assumed stored because a request was just routed there, unless events say so."""
@@ -288,10 +296,13 @@ class DiscoveryConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
-    """What is written to stderr."""
+    """What is written, to stderr unless it says otherwise."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is written."""
+    access: str | None = None
+    """File that gets one JSON line per request, without anything that users sent (`/dev/stdout`: there); None: no
+    access log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,9 @@
 
 Waiting requests of one model stand in order of priority, then of arrival; a model without room never holds up another.
 
-Invariants: no limit is ever exceeded; after `advance`, nobody waits while there is room for them; the line never has
-more than `queue_max`; who is refused for being one too many is the last in line.
+Invariants: no limit is exceeded (of several processes, each may let in one more at the same moment); after `advance`,
+nobody waits while there is room for them; the line never has more than `queue_max`; who is refused for being one too
+many is the last in line.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 import msgspec
+
+from warmroute.core.sharing import Sharing
 
 SECONDS_PER_MINUTE = 60.0
 
@@ -72,11 +75,17 @@ class Gate:
     """Counts who is inside and keeps who waits.
 
     `engine_room(model, booking)` says whether the engines of a model have room for one more request, beside `booking`
-    that were let in and have no engine yet.
+    that were let in and have no engine yet. With `sharing`, who is inside other processes counts too.
     """
 
-    def __init__(self, limits: GateLimits, engine_room: Callable[[str | None, int], bool] | None = None) -> None:
+    def __init__(
+        self,
+        limits: GateLimits,
+        engine_room: Callable[[str | None, int], bool] | None = None,
+        sharing: Sharing | None = None,
+    ) -> None:
         self.limits = limits
+        self._sharing = sharing
         self.inside = 0
         self.by_model: Counter[str | None] = Counter()
         self._engine_room = engine_room
@@ -142,6 +151,7 @@ class Gate:
         elif visit.verdict is Verdict.ADMITTED:
             self.booked(visit)
             self.inside -= 1
+            self._share()
             self.by_model[visit.model] -= 1
             if not self.by_model[visit.model]:
                 del self.by_model[visit.model]
@@ -161,8 +171,10 @@ class Gate:
     def lack(self, model: str | None) -> str | None:
         """What there is no room in for a request of that model: `gateway`, `model` or `engines`; None: there is."""
         most = self.limits.requests_max
-        if most is not None and self.inside >= most:
-            return "gateway"
+        if most is not None:
+            elsewhere = 0 if self._sharing is None else self._sharing.inside()
+            if self.inside + elsewhere >= most:
+                return "gateway"
         of_model = self.limits.of_model(model)
         if of_model is not None and self.by_model[model] >= of_model:
             return "model"
@@ -173,8 +185,13 @@ class Gate:
     def _admit(self, visit: Visit) -> None:
         visit.verdict = Verdict.ADMITTED
         self.inside += 1
+        self._share()
         self.by_model[visit.model] += 1
         self._booking += 1
+
+    def _share(self) -> None:
+        if self._sharing is not None:
+            self._sharing.put_inside(self.inside)
 
     def _refuse(self, visit: Visit, reason: str) -> None:
         self._unline(visit)

@@ -12,6 +12,8 @@ and every first byte says how far the worker really is::
     booked       |--- A ---|-- B --|---- C ----|      first byte of A at t: C will be done at t + B + C
                            ^ t                 ^ free_at
 
+Where several processes serve together, the table publishes its sums and adds what the others publish (`sharing.py`).
+
 Invariant: a worker's counts are the sums over its open leases, and zero without any.
 """
 
@@ -20,12 +22,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 from math import exp
+from operator import add
+from typing import NamedTuple
 
-from warmroute.core.rates import RateTable
-from warmroute.types import LeaseId, WorkerId
+from warmroute.core.rates import RateTable, pairs
+from warmroute.core.sharing import Others, Sharing, key_of
+from warmroute.types import LeaseId, Worker, WorkerId
 
 RECENT_S = 20.0
 """Time constant of what `of late` means: some queues long, and short beside the swings of a day."""
+NOTHING = (0.0, 0.0)
 SAME_STEP_S = 0.002
 """First bytes that come closer together than this are of one step: no engine's steps are shorter."""
 
@@ -33,7 +39,9 @@ SAME_STEP_S = 0.002
 class Lease:
     """One request's claim on one worker, from dispatch to last byte."""
 
-    __slots__ = ("at", "id", "mark", "open", "prefilling", "prompt_tokens", "slot", "uncached_tokens", "worker")
+    __slots__ = (
+        "at", "id", "mark", "open", "others_mark", "prefilling", "prompt_tokens", "slot", "uncached_tokens", "worker",
+    )  # fmt: skip
 
     def __init__(self, lease: LeaseId, worker: WorkerId, prompt_tokens: int, uncached_tokens: int) -> None:
         self.id = lease
@@ -48,6 +56,8 @@ class Lease:
         """When it was dispatched."""
         self.mark = 0.0
         """Seconds of prefill ever booked on the worker, this one's included."""
+        self.others_mark = NOTHING
+        """Tokens and pairs that other processes had ever seen computed there."""
 
 
 class Load:
@@ -78,11 +88,24 @@ class Load:
         return f"Load(requests={self.requests}, prefill_tokens={self.prefill_tokens}, decoding={self.decoding})"
 
 
+class Columns(NamedTuple):
+    """What decisions read: entry i of each list is of the worker in place i, all processes together."""
+
+    requests: list[int]
+    prefilling: list[int]
+    prefill_tokens: list[int]
+    kv_tokens: list[int]
+    free_at: list[float]
+    busy: list[float]
+    requests_per_s: float
+
+
 class LoadTable:
     """Load per worker. The one place where leases are opened, moved on and closed."""
 
-    def __init__(self, rates: RateTable | None = None) -> None:
+    def __init__(self, rates: RateTable | None = None, sharing: Sharing | None = None) -> None:
         self.rates = rates or RateTable()
+        self.sharing = sharing
         self.requests: list[int] = []
         """Requests in flight."""
         self.prefilling: list[int] = []
@@ -97,12 +120,19 @@ class LoadTable:
         """Share of the last `RECENT_S` seconds or so for which prefill was booked."""
         self.requests_per_s = 0.0
         """Bookings of late, on all workers together."""
+        self.computed_tokens: list[int] = []
+        """Prompt tokens ever taken as computed."""
+        self.computed_pairs: list[float] = []
+        """The same in pairs of tokens."""
+        self._others_mark: list[tuple[float, float]] = []
+        """What other processes had seen computed when this one last saw progress."""
         self._faded_at = 0.0
         self._booked_s: list[float] = []
         self._done_s: list[float] = []
         self._progress_at: list[float] = []
         self._step_s: list[float] = []
         self._step_tokens: list[int] = []
+        self._step_pairs: list[float] = []
         self._step_context: list[int] = []
         self._slots: dict[WorkerId, int] = {}
         self._unused: list[int] = []
@@ -119,9 +149,18 @@ class LoadTable:
                     counts.append(0)
                 for times in self._times():
                     times.append(0.0)
+                self._others_mark.append(NOTHING)
+                if self.sharing is not None:
+                    self.sharing.name(slot, 0.0)
             self.rates.start(slot)
             self._slots[worker] = slot
         return slot
+
+    def introduce(self, workers: Iterable[Worker]) -> None:
+        """Say who these are, so that other processes know them: their ids are this process's own."""
+        if self.sharing is not None:
+            for worker in workers:
+                self.sharing.name(self.slot(worker.id), key_of(worker))
 
     def keep_only(self, workers: Iterable[WorkerId]) -> None:
         """Give up the places of all other workers that have nothing in flight."""
@@ -131,7 +170,11 @@ class LoadTable:
                 del self._slots[worker]
                 for times in self._times():
                     times[slot] = 0.0
+                self._others_mark[slot] = NOTHING
                 self._unused.append(slot)
+                if self.sharing is not None:
+                    self._publish(slot)
+                    self.sharing.name(slot, 0.0)
 
     def book(
         self, worker: WorkerId, prompt_tokens: int, uncached_tokens: int, now: float, *, prefill_observable: bool
@@ -144,7 +187,7 @@ class LoadTable:
         self._last_lease += 1
         lease = Lease(LeaseId(self._last_lease), worker, prompt_tokens, uncached_tokens)
         slot = lease.slot = self.slot(worker)
-        seconds = self.rates.per_token_s[slot] * uncached_tokens
+        seconds = self.rates.prefill_s(slot, prompt_tokens, uncached_tokens)
         if not self.prefilling[slot]:  # those behind it share its steps
             seconds += self.rates.fixed_s[slot] + self.rates.per_context_s[slot] * self.kv_tokens[slot]
         self.requests[slot] += 1
@@ -158,6 +201,9 @@ class LoadTable:
         lease.mark = self._booked_s[slot] = self._booked_s[slot] + seconds
         if not prefill_observable:
             heapq.heappush(self._unobserved, (self.free_at[slot], lease.id, lease))
+        if self.sharing is not None:
+            lease.others_mark = self.sharing.computed(slot)
+            self._publish(slot)
         return lease
 
     def prefilled(self, lease: Lease, now: float) -> None:
@@ -169,6 +215,7 @@ class LoadTable:
         self._observe(lease, now)
         self._done_s[slot] = max(self._done_s[slot], lease.mark)
         self.free_at[slot] = now + (self._booked_s[slot] - self._done_s[slot] if self.prefilling[slot] else 0.0)
+        self._publish(slot)
 
     def release(self, lease: Lease) -> None:
         """Close the lease, however it ended. No-op when it is closed already."""
@@ -179,6 +226,7 @@ class LoadTable:
         self.requests[lease.slot] -= 1
         self.kv_tokens[lease.slot] -= lease.prompt_tokens
         lease.open = False
+        self._publish(lease.slot)
 
     def pass_time(self, now: float) -> None:
         """Take as computed what no first byte will tell of and should be done by `now` seconds."""
@@ -187,14 +235,38 @@ class LoadTable:
             self.busy = [busy * share for busy in self.busy]
             self.requests_per_s *= share
             self._faded_at = now
+            for slot in self._slots.values() if self.sharing is not None else ():
+                self._publish(slot)
         unobserved = self._unobserved
         while unobserved and unobserved[0][0] <= now:
             lease = heapq.heappop(unobserved)[2]
             if lease.open and lease.prefilling:
                 self._begin_decoding(lease)
+                self._publish(lease.slot)
+
+    def columns(self, now: float) -> Columns:
+        """What the workers have to do at `now` seconds, for all processes. Not to be changed, nor kept."""
+        self.pass_time(now)
+        mine = Columns(
+            self.requests,
+            self.prefilling,
+            self.prefill_tokens,
+            self.kv_tokens,
+            self.free_at,
+            self.busy,
+            self.requests_per_s,
+        )
+        return mine if self.sharing is None else _together(mine, self.sharing.others(now), now)
+
+    def requests_of(self, worker: WorkerId) -> int:
+        """Requests in flight at `worker`, of all processes."""
+        slot = self._slots.get(worker)
+        if slot is None:
+            return 0
+        return self.requests[slot] + (0 if self.sharing is None else self.sharing.requests(slot))
 
     def of(self, worker: WorkerId, now: float) -> Load:
-        """What `worker` has to do at `now` seconds. Read it at once: it changes with the next booking."""
+        """What `worker` was given to do by this process, at `now` seconds. Read it at once: it changes."""
         self.pass_time(now)
         return Load(self, self._slots.get(worker))
 
@@ -211,14 +283,46 @@ class LoadTable:
         """Learn from a first byte. Those that come together are one step's."""
         slot = lease.slot
         took = now - max(lease.at, self._progress_at[slot])
+        tokens, context = lease.uncached_tokens, self.kv_tokens[slot]
+        pairs_ = pairs(lease.prompt_tokens, lease.uncached_tokens)
+        if self.sharing is not None:
+            more_tokens, more_pairs = self._others_progress(lease)
+            tokens, pairs_ = tokens + more_tokens, pairs_ + more_pairs
+            context += self.sharing.kv_tokens(slot)
         self._progress_at[slot] = now
         if took < SAME_STEP_S:
-            self._step_tokens[slot] += lease.uncached_tokens
+            self._step_tokens[slot] += tokens
+            self._step_pairs[slot] += pairs_
             return
         if self._step_s[slot]:
-            self.rates.observe(slot, self._step_tokens[slot], self._step_context[slot], self._step_s[slot])
-        self._step_tokens[slot], self._step_s[slot] = lease.uncached_tokens, took
-        self._step_context[slot] = self.kv_tokens[slot]
+            features = 1.0, float(self._step_tokens[slot]), self._step_pairs[slot], float(self._step_context[slot])
+            self.rates.observe(slot, features, self._step_s[slot])
+        self._step_tokens[slot], self._step_pairs[slot], self._step_s[slot] = tokens, pairs_, took
+        self._step_context[slot] = context
+
+    def _others_progress(self, lease: Lease) -> tuple[int, float]:
+        """Tokens and pairs that the worker has computed for other processes since this lease's observation began."""
+        assert self.sharing is not None  # noqa: S101 - asked only where there are others
+        slot, seen = lease.slot, self.sharing.computed(lease.slot)
+        began = lease.others_mark if lease.at >= self._progress_at[slot] else self._others_mark[slot]
+        self._others_mark[slot] = seen
+        if seen[0] < began[0]:  # a process has crashed, and what it had computed is not known any more
+            return 0, 0.0
+        return int(seen[0] - began[0]), seen[1] - began[1]
+
+    def _publish(self, slot: int) -> None:
+        if self.sharing is not None:
+            booked = (
+                self.requests[slot],
+                self.prefilling[slot],
+                self.prefill_tokens[slot],
+                self.kv_tokens[slot],
+                self.free_at[slot],
+                self.busy[slot],
+                self.computed_tokens[slot],
+                self.computed_pairs[slot],
+            )
+            self.sharing.put(slot, booked, self.requests_per_s)
 
     def _counts(self) -> tuple[list[int], ...]:
         return (
@@ -226,14 +330,32 @@ class LoadTable:
             self.prefilling,
             self.prefill_tokens,
             self.kv_tokens,
+            self.computed_tokens,
             self._step_tokens,
             self._step_context,
         )
 
     def _times(self) -> tuple[list[float], ...]:
-        return self.free_at, self.busy, self._booked_s, self._done_s, self._progress_at, self._step_s
+        times = self.free_at, self.busy, self._booked_s, self._done_s, self._progress_at
+        return *times, self._step_s, self._step_pairs, self.computed_pairs
 
     def _begin_decoding(self, lease: Lease) -> None:
         lease.prefilling = False
         self.prefilling[lease.slot] -= 1
         self.prefill_tokens[lease.slot] -= lease.uncached_tokens
+        self.computed_tokens[lease.slot] += lease.uncached_tokens
+        self.computed_pairs[lease.slot] += pairs(lease.prompt_tokens, lease.uncached_tokens)
+
+
+def _together(mine: Columns, others: Others, now: float) -> Columns:
+    """Counts add up, and so does what is queued: the worker does one after the other."""
+    queued = zip(mine.free_at, others.free_at, strict=True)
+    return Columns(
+        list(map(add, mine.requests, others.requests)),
+        list(map(add, mine.prefilling, others.prefilling)),
+        list(map(add, mine.prefill_tokens, others.prefill_tokens)),
+        list(map(add, mine.kv_tokens, others.kv_tokens)),
+        [max(a, now) + b - now if b > now else a for a, b in queued],
+        list(map(add, mine.busy, others.busy)),
+        mine.requests_per_s + others.requests_per_s,
+    )

@@ -1,11 +1,17 @@
 """How fast each worker computes prompts, learned from its own answers, so that unlike GPUs need no configuration.
 
-The fleet's step is a plane through all observations, seconds = fixed + per_token * uncached tokens + per_context *
-tokens in use by running requests, and a worker is so many times as slow as its fleet. One number per worker is learned
-quickly and cannot be led astray by what it happens to be asked. An observation is one step: the time from the later of
-(dispatch, the first byte before it) to the first bytes that come together, against the tokens of all of them. So
-queueing is not counted twice, and a busy engine does not look fast because many short prompts share its steps. Old
-observations fade.
+The fleet's step is a plane through all observations, seconds = fixed + per_token * uncached tokens + per_pair * pairs
+of such a token and one before it + per_context * tokens in use by running requests, and a worker is so many times as
+slow as its fleet. Pairs are what attention computes: of 20,000 tokens they take a third of the time, of 200 nothing.
+One number per worker is learned quickly and cannot be led astray by what it happens to be asked.
+
+An observation is one step: the time from the later of (dispatch, the first byte before it) to the first bytes that come
+together, against the tokens of all of them. So queueing is not counted twice, and a busy engine does not look fast
+because many short prompts share its steps. Old observations fade.
+
+Two things keep what was believed at the beginning from lasting. What the plane leans on has only its shape from the
+configuration, its height from all observations. And a worker's seconds are held against what today's plane says of
+all that it was asked (the plane is linear: sums of features suffice), never against what was once expected.
 
 Invariant: rates are positive and finite whatever is observed.
 """
@@ -21,7 +27,9 @@ FLEET_MEMORY: Final = 0.998
 WORKER_MEMORY: Final = 0.98
 """The same for one worker."""
 LEAN_OBSERVATIONS: Final = 5.0
-"""How many average observations' worth speak for a worker being like its fleet, and the fleet as configured."""
+"""How many average observations' worth speak for a worker being like its fleet, and for the first shape."""
+CONFIGURED_OBSERVATIONS: Final = 0.25
+"""The same for the fleet being as fast as configured."""
 SURPRISE_MAX: Final = 4.0
 """An observation counts as at most so many times what was expected: a hung engine is slow, not infinitely slow."""
 CHANCE: Final = 4.0
@@ -30,130 +38,137 @@ FIXED_S: Final = 0.02
 """Fixed part before anything was observed: about one step of an engine."""
 PER_CONTEXT_S: Final = 5e-8
 """Seconds per token in use before anything was observed: 100 to 250 KB of keys and values at some TB/s."""
+PAIRS_PER_TOKEN: Final = 50_000.0
+"""So many pairs take as long as one token's other arithmetic before anything was observed."""
 TYPICAL_TOKENS: Final = 1000.0
-TYPICAL_CONTEXT: Final = 20_000.0
-"""About what a step has of each: where the coefficients that are begun with are taken as observed."""
+"""Uncached tokens of a step before anything was observed."""
 REFRESHED: Final = 8
 """So many workers take up what one observation has changed for all: a thousand would be too many for each."""
 LEAST_SHARE: Final = 0.01
 """No coefficient falls below this share of what it began with: nothing is ever free."""
 
+Features = tuple[float, float, float, float]
+"""1, uncached tokens, pairs, tokens in use; or sums of them."""
+
+NOTHING: Final = (0.0, 0.0, 0.0, 0.0)
+
+
+def pairs(prompt_tokens: int, uncached_tokens: int) -> float:
+    """Each uncached token attends to all before it: so many pairs."""
+    return uncached_tokens * (prompt_tokens - uncached_tokens / 2)
+
 
 class Plane:
-    """A fading least-squares fit of non-negative coefficients, leaning on what it began with."""
+    """A fading least-squares fit of non-negative coefficients, leaning on the shape that it began with."""
 
-    __slots__ = ("_began", "_means", "_products", "coefficients", "n")
+    __slots__ = ("_began", "_means", "_products", "_seconds", "coefficients", "n")
 
-    def __init__(self, coefficients: Sequence[float], scales: Sequence[float]) -> None:
-        """`scales`: a typical value of each feature; the lean counts as observations there."""
-        k = len(coefficients)
+    def __init__(self, coefficients: Features) -> None:
         self.coefficients = list(coefficients)
         self.n = 0.0
-        self._products = [[0.0] * k for _ in range(k)]
-        self._means = [0.0] * k
-        self._began = (list(coefficients), [LEAN_OBSERVATIONS * scale * scale for scale in scales])
+        self._began = coefficients
+        self._products = [[0.0] * len(coefficients) for _ in coefficients]
+        self._means = [0.0] * len(coefficients)
+        self._seconds = 0.0
 
-    def add(self, features: Sequence[float], seconds: float, memory: float) -> None:
+    def add(self, features: Features, seconds: float) -> None:
         """One more observation, and the fit anew."""
-        self.n = self.n * memory + 1.0
+        self.n = self.n * FLEET_MEMORY + 1.0
+        self._seconds = self._seconds * FLEET_MEMORY + seconds
         for row, x in zip(self._products, features, strict=True):
             for i, y in enumerate(features):
-                row[i] = row[i] * memory + x * y
+                row[i] = row[i] * FLEET_MEMORY + x * y
         for i, x in enumerate(features):
-            self._means[i] = self._means[i] * memory + x * seconds
+            self._means[i] = self._means[i] * FLEET_MEMORY + x * seconds
         self._fit()
 
     def value(self, features: Sequence[float]) -> float:
         """What is expected there."""
-        return sum(c * x for c, x in zip(self.coefficients, features, strict=True))
+        return sum(map(mul, self.coefficients, features), 0.0)
+
+    def mean_s(self) -> float:
+        """What an average observation is expected to take."""
+        return self.value(self._products[0]) / self.n if self.n else self.value((1.0, TYPICAL_TOKENS, 0.0, 0.0))
 
     def _fit(self) -> None:
-        """Coordinate descent from where it was: one round follows what one observation can change."""
-        began, lean = self._began
-        c = self.coefficients
+        """Coordinate descent from where it was: one round follows what one observation can change.
+
+        The lean counts as so many observations in which one feature is as large as it usually is, the others 0.
+        """
+        began_s = sum(map(mul, self._began, self._products[0]))
+        height = (self._seconds + CONFIGURED_OBSERVATIONS * began_s / self.n) / (
+            began_s * (1.0 + CONFIGURED_OBSERVATIONS / self.n)
+        )
+        c, lean = self.coefficients, LEAN_OBSERVATIONS / self.n
         for _ in range(2):
             for i, row in enumerate(self._products):
                 rest = self._means[i] - sum(map(mul, row, c)) + row[i] * c[i]
-                c[i] = max(began[i] * LEAST_SHARE, (rest + lean[i] * began[i]) / (row[i] + lean[i]))
+                began, weight = self._began[i] * height, row[i] * (1.0 + lean)
+                c[i] = max(began * LEAST_SHARE, (rest + lean * row[i] * began) / weight) if weight else began
 
 
 class RateTable:
     """What was learned, in columns: entry i is of the worker in place i of the load table."""
 
     def __init__(self, prefill_tokens_per_s: float = 8000.0) -> None:
-        self._fleet = Plane(
-            (FIXED_S, 1.0 / prefill_tokens_per_s, PER_CONTEXT_S), (1.0, TYPICAL_TOKENS, TYPICAL_CONTEXT)
-        )
-        self._mean_s = self._fleet.value((1.0, TYPICAL_TOKENS, 0.0))
+        per_token_s = 1.0 / prefill_tokens_per_s
+        self._fleet = Plane((FIXED_S, per_token_s, per_token_s / PAIRS_PER_TOKEN, PER_CONTEXT_S))
         self._spread = 0.0
-        self._all_s = self._all_expected_s = 0.0
-        self._steps: list[float] = []
         self._seconds: list[float] = []
-        self._expected_s: list[float] = []
+        self._asked: list[Features] = []
         self._stale = 0
         self.fixed_s: list[float] = []
         """Seconds that a prefill takes however short it is."""
         self.per_token_s: list[float] = []
         """Seconds per prompt token that is not cached."""
+        self.per_pair_s: list[float] = []
+        """Seconds per pair of such a token and one before it."""
         self.per_context_s: list[float] = []
         """Seconds per token of the requests that run there."""
 
     def start(self, slot: int) -> None:
         """A worker takes this place: of it nothing is known but its fleet."""
         if slot == len(self.fixed_s):
-            for column in (
-                self._steps,
-                self._seconds,
-                self._expected_s,
-                self.fixed_s,
-                self.per_token_s,
-                self.per_context_s,
-            ):
+            for column in (self._seconds, self.fixed_s, self.per_token_s, self.per_pair_s, self.per_context_s):
                 column.append(0.0)
-        self._steps[slot] = self._seconds[slot] = self._expected_s[slot] = 0.0
+            self._asked.append(NOTHING)
+        self._seconds[slot], self._asked[slot] = 0.0, NOTHING
         self._set(slot)
 
-    def step_s(self, slot: int, tokens: int, context: int) -> float:
-        """Seconds this worker is expected to take for so many tokens beside requests that hold `context` tokens."""
-        return self.fixed_s[slot] + self.per_token_s[slot] * tokens + self.per_context_s[slot] * context
+    def prefill_s(self, slot: int, prompt_tokens: int, uncached_tokens: int) -> float:
+        """Seconds this worker is expected to compute these tokens, the last of such a prompt."""
+        return self.per_token_s[slot] * uncached_tokens + self.per_pair_s[slot] * pairs(prompt_tokens, uncached_tokens)
 
-    def observe(self, slot: int, tokens: int, context: int, seconds: float) -> None:
-        """The worker in this place took `seconds` for a step with `tokens` that it did not hold."""
-        seconds = min(max(seconds, 0.0), SURPRISE_MAX * self.step_s(slot, tokens, context))
-        features = (1.0, float(tokens), float(context))
-        self._fleet.add(features, seconds / self._own(slot), FLEET_MEMORY)
-        expected = self._fleet.value(features)
-        surprise = seconds / (self.slowness(slot) * expected) - 1.0
+    def step_s(self, slot: int, features: Features) -> float:
+        """Seconds this worker is expected to take for a step."""
+        _, tokens, pairs_, context = features
+        rates = self.per_token_s[slot], self.per_pair_s[slot], self.per_context_s[slot]
+        return self.fixed_s[slot] + rates[0] * tokens + rates[1] * pairs_ + rates[2] * context
+
+    def observe(self, slot: int, features: Features, seconds: float) -> None:
+        """The worker in this place took `seconds` for a step."""
+        seconds = min(max(seconds, 0.0), SURPRISE_MAX * self.step_s(slot, features))
+        slowness = self.slowness(slot)
+        self._fleet.add(features, seconds / slowness)
+        surprise = seconds / (slowness * self._fleet.value(features)) - 1.0
         self._spread += (surprise * surprise - self._spread) * (1 - FLEET_MEMORY)
-        self._steps[slot] = self._steps[slot] * WORKER_MEMORY + 1.0
-        self._all_s = self._all_s * FLEET_MEMORY + seconds
-        self._all_expected_s = self._all_expected_s * FLEET_MEMORY + expected
-        self._mean_s += (expected - self._mean_s) * (1 - FLEET_MEMORY)
+        n, tokens, pairs_, context = (sum_ * WORKER_MEMORY for sum_ in self._asked[slot])
+        self._asked[slot] = (n + 1.0, tokens + features[1], pairs_ + features[2], context + features[3])
         self._seconds[slot] = self._seconds[slot] * WORKER_MEMORY + seconds
-        self._expected_s[slot] = self._expected_s[slot] * WORKER_MEMORY + expected
         self._set(slot)
         for _ in range(min(REFRESHED, len(self.fixed_s))):  # what the fleet has shown holds for the others too
             self._stale = (self._stale + 1) % len(self.fixed_s)
             self._set(self._stale)
 
     def slowness(self, slot: int) -> float:
-        """How many times as long as the fleet's plane says this worker takes."""
-        return self._usual() * self._own(slot)
-
-    def _usual(self) -> float:
-        """The plane leans on the configured rate: how far that is off is nobody's own slowness, but everybody's."""
-        lean = LEAN_OBSERVATIONS * self._mean_s
-        return (self._all_s + lean) / (self._all_expected_s + lean)
-
-    def _own(self, slot: int) -> float:
-        """How many times as long as its fleet it takes, as far as that is no chance."""
-        lean = LEAN_OBSERVATIONS * self._mean_s
-        more = (self._seconds[slot] / self._usual() + lean) / (self._expected_s[slot] + lean) - 1.0
-        error = CHANCE * self._spread / (self._steps[slot] + LEAN_OBSERVATIONS)
+        """How many times as long as its fleet this worker takes, as far as that is no chance."""
+        lean, asked = LEAN_OBSERVATIONS * self._fleet.mean_s(), self._asked[slot]
+        more = (self._seconds[slot] + lean) / (self._fleet.value(asked) + lean) - 1.0
+        error = CHANCE * self._spread / (asked[0] + LEAN_OBSERVATIONS)
         # As James and Stein shrink: what could well be chance is taken for it, what could not is left as it is.
         return 1.0 + more * (1.0 - error / (more * more)) if more * more > error else 1.0
 
     def _set(self, slot: int) -> None:
-        slowness, (fixed, per_token, per_context) = self.slowness(slot), self._fleet.coefficients
+        slowness, (fixed, per_token, per_pair, per_context) = self.slowness(slot), self._fleet.coefficients
         self.fixed_s[slot], self.per_token_s[slot] = slowness * fixed, slowness * per_token
-        self.per_context_s[slot] = slowness * per_context
+        self.per_pair_s[slot], self.per_context_s[slot] = slowness * per_pair, slowness * per_context

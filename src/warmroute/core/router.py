@@ -24,6 +24,7 @@ from warmroute.core.load import Lease, LoadTable
 from warmroute.core.policies import Candidates, LeastWork, Policy, make_policy
 from warmroute.core.policies.guard import Guarded
 from warmroute.core.rates import RateTable
+from warmroute.core.sharing import Sharing
 from warmroute.core.speculation import Claim, Speculation
 from warmroute.errors import NoWorkerError
 from warmroute.types import Fleet, PrefixHash, TokenIds, Worker, WorkerId
@@ -185,7 +186,8 @@ class Router:
     """Picks workers. Owns the load table and the claims; reads the index that ingestion fills.
 
     Belongs to one event loop, like the index. `now` is seconds of one monotonic clock, the same in every call. `timer`
-    tells how long a policy that is not ours takes (None: that is not watched); `seed` decides every draw.
+    tells how long a policy that is not ours takes (None: that is not watched); `seed` decides every draw. `sharing`:
+    how this process and others know of each other's load.
     """
 
     def __init__(
@@ -196,23 +198,30 @@ class Router:
         *,
         timer: Callable[[], float] | None = None,
         seed: int = 0,
+        sharing: Sharing | None = None,
     ) -> None:
         config = config or RoutingConfig()
         self.index = index
-        self.load = LoadTable(RateTable(config.prefill_tokens_per_s))
+        self.load = LoadTable(RateTable(config.prefill_tokens_per_s), sharing)
         self.speculation = Speculation()
         self.full_reports = FullReports()
-        self.config = config
-        ours = LeastWork(config)
-        self.policy: Policy = (policy or make_policy(config.policy, config)) or ours
-        if policy is not None:
-            self.policy = Guarded(policy, ours, config.policy_ms_max / 1e3, timer)
-        self._others: dict[str, Policy] = {self.policy.name: self.policy}
+        self._timer = timer
         self._dice = Dice(seed)
         self.adapters = Adapters()
         self._turn = 0
         self._fleet: Fleet | None = None
         self._lanes: dict[str | None, Lanes] = {}
+        self.reconfigure(config, policy)
+
+    def reconfigure(self, config: RoutingConfig, policy: Policy | None = None) -> None:
+        """Decide by this from now on; what policies remember of the past is forgotten. `policy`: one's own."""
+        self.config = config
+        ours = LeastWork(config)
+        self.policy: Policy = (policy or make_policy(config.policy, config)) or ours
+        if policy is not None:
+            self.policy = Guarded(policy, ours, config.policy_ms_max / 1e3, self._timer)
+        self._others: dict[str, Policy] = {self.policy.name: self.policy}
+        self._lanes.clear()
 
     def pick(self, request: PickRequest, fleet: Fleet, now: float) -> Decision:
         """Choose a worker, book its load and claim the blocks it will store.
@@ -306,6 +315,7 @@ class Router:
     def _eligible(self, request: PickRequest, fleet: Fleet) -> Lanes:
         if fleet is not self._fleet:
             self.load.keep_only(worker.id for worker in fleet.workers)
+            self.load.introduce(fleet.workers)
             self._fleet = fleet
             self._lanes.clear()
         choosy = request.pinned is not None or request.rank is not None or request.even_unready
@@ -377,8 +387,8 @@ class Router:
         return best
 
     def _candidates(self, request: PickRequest, chains: Chains, held: Held, lanes: Lanes, now: float) -> Candidates:
-        tokens, load, pick = request.token_ids, self.load, lanes.pick
-        load.pass_time(now)
+        tokens, rates, pick = request.token_ids, self.load.rates, lanes.pick
+        load = self.load.columns(now)
         block_size = min(chains, default=BLOCK_SIZE)
         return Candidates(
             workers=lanes.workers,
@@ -400,9 +410,10 @@ class Router:
             prefill_tokens=pick(load.prefill_tokens),
             kv_tokens=pick(load.kv_tokens),
             free_at=pick(load.free_at),
-            fixed_s=pick(load.rates.fixed_s),
-            per_token_s=pick(load.rates.per_token_s),
-            per_context_s=pick(load.rates.per_context_s),
+            fixed_s=pick(rates.fixed_s),
+            per_token_s=pick(rates.per_token_s),
+            per_pair_s=pick(rates.per_pair_s),
+            per_context_s=pick(rates.per_context_s),
             busy=pick(load.busy),
             requests_per_s=load.requests_per_s,
             kv_tokens_max=lanes.kv_tokens_max,

@@ -47,6 +47,8 @@ class Metrics(Collector):
         self._plane = plane
         self._clock = clock
         self._more: list[Callable[[], Metric]] = []
+        self.process: int | None = None
+        """Which of several processes this is: then every sample says so."""
         self._registry = CollectorRegistry()
         self._registry.register(self)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -54,7 +56,8 @@ class Metrics(Collector):
 
     def reply(self, _: str) -> Reply:
         """The exposition, in Prometheus' text format."""
-        return Reply(200, generate_latest(self._registry), CONTENT_TYPE)
+        registry = self._registry if self.process is None else _OfProcess(self._registry, self.process)
+        return Reply(200, generate_latest(registry), CONTENT_TYPE)
 
     def count(self, name: str, about: str, labels: tuple[str, ...], read: Callable[[], Numbers]) -> None:
         """Expose a counter that somebody else keeps: label values -> number, read when asked."""
@@ -184,6 +187,19 @@ class Metrics(Collector):
             (),
             [((), self._routing.router.speculation.claimed_blocks(self._clock()))],
         )
+
+
+class _OfProcess(Collector):
+    """The same samples, each with the number of the process that gives it."""
+
+    def __init__(self, inner: Collector, process: int) -> None:
+        self._inner = inner
+        self._label = {"process": str(process)}
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._inner.collect():
+            metric.samples = [sample._replace(labels={**sample.labels, **self._label}) for sample in metric.samples]
+            yield metric
 
 
 def _flat(counts: object) -> Labelled:

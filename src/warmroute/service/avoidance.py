@@ -22,21 +22,20 @@ _NOBODY: frozenset[WorkerId] = frozenset()
 class Saturation:
     """Which workers have as many requests as they may."""
 
-    def __init__(self, load: LoadTable, fleet: Callable[[], Fleet], clock: Callable[[], float], most: int) -> None:
+    def __init__(self, load: LoadTable, fleet: Callable[[], Fleet], most: int) -> None:
         self._load = load
         self._fleet = fleet
-        self._clock = clock
         self._most = most
 
-    def avoided(self, now: float) -> frozenset[WorkerId]:
+    def avoided(self, _now: float) -> frozenset[WorkerId]:
         """Those that are full."""
-        return frozenset(w.id for w in self._fleet().workers if self._load.of(w.id, now).requests >= self._most)
+        return frozenset(w.id for w in self._fleet().workers if self._load.requests_of(w.id) >= self._most)
 
     def room(self, model: str | None, booking: int) -> bool:
         """Whether the model's workers have room beside `booking` requests; true if there are none: then it fails."""
-        now, fleet = self._clock(), self._fleet()
+        fleet = self._fleet()
         workers = [w for w in (fleet.workers if model is None else fleet.serving(model)) if w.ready]
-        free = sum(max(0, self._most - self._load.of(w.id, now).requests) for w in workers)
+        free = sum(max(0, self._most - self._load.requests_of(w.id)) for w in workers)
         return free > booking or not workers
 
 

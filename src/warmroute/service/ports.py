@@ -157,6 +157,13 @@ class Outcome(enum.Enum):
     """The engine closed or reset before its answer was complete."""
     UNREACHABLE = "unreachable"
     """No connection to the engine could be made, or it ended before a byte of the answer: may be retried."""
+    REFUSED = "refused"
+    """The engine answered 503: it has not begun, and the request may be retried."""
+
+    @property
+    def retried(self) -> bool:
+        """Whether the data plane asks for another worker at once."""
+        return self in (Outcome.UNREACHABLE, Outcome.REFUSED)
 
 
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
@@ -184,6 +191,10 @@ class Reply:
     body: bytes
     content_type: bytes = b"application/json"
     headers: Headers = ()
+
+
+LocalReply: TypeAlias = "Callable[[str], Reply | Awaitable[Reply]]"
+"""Answers a path, or all below it, for the gateway itself; gets the request's target, its query included."""
 
 
 class Dispatch(Protocol):
@@ -237,5 +248,5 @@ class GatewayService(Protocol):
         ...
 
     def retry(self, dispatch: Dispatch) -> Dispatch | None:
-        """Another worker for a request whose attempt ended UNREACHABLE, or None if it must not be tried again."""
+        """Another worker for a request whose attempt ended UNREACHABLE or REFUSED; None: not to be tried again."""
         ...

@@ -22,9 +22,10 @@ from warmroute.core.openai import RoutingRequest
 from warmroute.core.parity import Bounds, Evidence
 from warmroute.core.router import Decision, PickRequest, Router
 from warmroute.errors import ClientError, NoWorkerError
+from warmroute.service.access_log import AccessLog, key_name, trace_id
 from warmroute.service.avoidance import Avoided
 from warmroute.service.membership import Membership
-from warmroute.service.ports import Dispatch, Headers, Outcome, Reply, RequestHead
+from warmroute.service.ports import Dispatch, Headers, LocalReply, Outcome, Reply, RequestHead
 from warmroute.service.tokens import Tokens
 from warmroute.service.tracking import Attempt, Job, Tracking, Trail
 from warmroute.service.trust import Trusts
@@ -51,9 +52,6 @@ _NOBODY: frozenset[WorkerId] = frozenset()
 SERVER_ERROR = 500
 """Statuses from here on are the engine's failures."""
 
-LocalReply = Callable[[str], Reply]
-"""Answers a path below its prefix itself; gets the request's target, its query included."""
-
 CANDIDATES_KEPT_MAX = 32
 """Candidates that are kept of a decision for explanation: the chosen one and the cheapest."""
 
@@ -64,6 +62,13 @@ class Hints(TypedDict, total=False):
     session: str
     policy: str
     pinned: WorkerId
+
+
+class Logged(TypedDict, total=False):
+    """What only the access log wants to know."""
+
+    trace_id: str | None
+    key: str | None
 
 
 _CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d+)')
@@ -98,6 +103,11 @@ class Routing:
         """Told when a worker's cache was reset by a request that passed through."""
         self.removed_blocks: Callable[[WorkerId], int] = lambda _: 0
         """How many blocks a worker has announced as removed, ever."""
+        self.access_log: AccessLog | None = None
+
+    def reconfigure(self, config: GatewayConfig) -> None:
+        """Take up what is configured now."""
+        self._config = config
 
     def answer_locally(self, replies: Mapping[str, LocalReply]) -> None:
         """Let GETs of these paths be answered by the gateway itself; a path that ends in `/` stands for all below."""
@@ -113,6 +123,10 @@ class Routing:
 
     def _decide(self, head: RequestHead, body: bytes) -> Dispatch | Reply | Awaitable[Dispatch | Reply]:
         path = head.target.partition(b"?")[0].decode("latin-1")
+        if path.startswith("/admin/"):
+            raise ClientError(
+                403, "The gateway is administered on a listener of its own: set admin.port.", code="admin"
+            )
         if head.method == b"POST" and path in PREFIX_ROUTED:
             return self._route(head, openai.parse(path, body))
         if head.method in (b"GET", b"HEAD"):
@@ -122,7 +136,7 @@ class Routing:
         return self._pass_through(head, path, body)
 
     def retry(self, dispatch: Dispatch) -> Dispatch | None:
-        """Another worker for a request whose attempt ended UNREACHABLE, or None if it must not be tried again.
+        """Another worker for a request that ended UNREACHABLE or REFUSED; None: it must not be tried again.
 
         Raises NoWorkerError if there is nobody left who could serve it.
         """
@@ -130,12 +144,14 @@ class Routing:
         job = dispatch.job
         tried = job.pick.exclude | {dispatch.trail.decision.worker.id}
         if not job.retriable or len(tried) > self._config.retries:
+            self._log(dispatch, b"", status=502)
             return None
         again = msgspec.structs.replace(job, pick=msgspec.structs.replace(job.pick, exclude=tried))
         try:
             attempt = self._attempt(again)
         except NoWorkerError as error:
             self.tracking.refuse(error)
+            self._log(dispatch, b"", status=503)
             raise
         self.tracking.retries += 1
         return attempt
@@ -178,10 +194,18 @@ class Routing:
             self._acted(attempt.job, worker, tail)
         self.tracking.outcomes[worker.name, outcome.value] += 1
         self._judge_engine(trail, outcome)
+        if not outcome.retried:
+            self._log(attempt, tail)
         if outcome is Outcome.UNREACHABLE:
             self._membership.report_unreachable(worker.endpoint)
         elif outcome is Outcome.ENGINE_LOST:  # one answer broke; whether the engine did, it is asked at once
             self._membership.refresh(worker.endpoint)
+
+    def _log(self, attempt: Attempt, tail: bytes, *, status: int | None = None) -> None:
+        """The request is over; `status`: what the gateway answers if the engine has not."""
+        outcome = attempt.trail.outcome
+        if self.access_log is not None and outcome is not None:
+            self.access_log.ended(attempt, outcome, tail, attempt.trail.status or status)
 
     def _judge_engine(self, trail: Trail, outcome: Outcome) -> None:
         """Tell the engine's breaker. What a client is at fault for is none of the engine's."""
@@ -270,8 +294,13 @@ class Routing:
                 path=path,
                 adapter=openai.adapter_of(body) if path in CHANGES_MODELS else (None, None),
                 authorize=head.header(b"authorization") is None,
+                **self._for_log(head),
             )
         )
+
+    def _for_log(self, head: RequestHead) -> Logged:
+        """What is kept of a request's head for the access log."""
+        return {"trace_id": trace_id(head), "key": key_name(head)} if self.access_log is not None else {}
 
     def _job(
         self, head: RequestHead, request: RoutingRequest, token_ids: TokenIds | None, no_tokens_reason: str | None
@@ -296,6 +325,7 @@ class Routing:
             full_report=request.full_report,
             plain=request.n == 1 and request.prompts == 1,
             authorize=head.header(b"authorization") is None,
+            **self._for_log(head),
         )
 
     def _hints(self, head: RequestHead) -> Hints:

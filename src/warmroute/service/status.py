@@ -102,13 +102,12 @@ class Status:
         trail = self._tracking.trail(request_id)
         if trail is None:
             return _json({"error": {"message": f"no decision is kept for the request {request_id!r}"}}, status=404)
-        return _json(_decision(trail))
+        return _json(_decision(trail, self._clock()))
 
     def decisions(self, target: str) -> Reply:
         """The last decisions, the newest first; `?last=N` says how many (10)."""
-        asked = parse_qs(target.partition("?")[2]).get("last", ["10"])[0]
-        number = int(asked) if asked.isdecimal() else 10
-        return _json({"decisions": [_decision(trail) for trail in self._tracking.last(number)]})
+        trails = self._tracking.last(last_asked(target))
+        return _json({"decisions": [_decision(trail, self._clock()) for trail in trails]})
 
     def _worker(self, worker: Worker, now: float) -> dict[str, Any]:
         load = self._router.load.of(worker.id, now)
@@ -138,10 +137,17 @@ class Status:
         }
 
 
-def _decision(trail: Trail) -> dict[str, Any]:
+def last_asked(target: str) -> int:
+    """How many decisions `/decisions?last=N` asks for."""
+    asked = parse_qs(target.partition("?")[2]).get("last", [""])[0]
+    return int(asked) if asked.isdecimal() else 10
+
+
+def _decision(trail: Trail, now: float) -> dict[str, Any]:
     decision = trail.decision
     return {
         "request_id": trail.request_id,
+        "age_s": round(now - decision.at, 6),
         "worker": decision.worker.name,
         "reason": decision.reason,
         "policy": decision.policy,

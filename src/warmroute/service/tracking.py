@@ -120,6 +120,9 @@ class Job(msgspec.Struct, frozen=True):
     """Name and path of the adapter that is loaded or unloaded."""
     authorize: bool = True
     """Whether the engine's key is to be added: the client sent none of its own."""
+    trace_id: str | None = None
+    key: str | None = None
+    """Whose request it is; known for the access log only."""
     retriable: bool = True
     """False if an engine may have acted on it although no answer came (an admin request)."""
 

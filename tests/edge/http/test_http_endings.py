@@ -140,7 +140,8 @@ def test_every_dispatch_is_finished_once(answer: bytes, size: int, events: list[
             client.data_received(REQUEST)
         elif event == "drain":
             server.plane.draining = True
-            client.close_if_idle()
+            if client.exchange is None:
+                client.expired()
         for each in engines:  # a loop tells what was closed, soon
             if each.transport.is_closing():
                 lose(each, None)

@@ -2,8 +2,8 @@
 
 What vLLM's v1 scheduler does, in its observable terms. A step carries one token of every generation and, within its
 token budget, pieces of prompts: first those begun, then waiting ones in order of arrival, as long as their blocks fit.
-A prompt's cached blocks are looked up when its first piece is scheduled. If running requests outgrow the cache, the one
-that came last is preempted and computed again.
+A prompt's cached blocks are looked up when its first piece is scheduled, and its own can be found from then on. If
+running requests outgrow the cache, the one that came last is preempted and computed again.
 
 Steps in which only generations run are not simulated one by one: nothing changes until one of them ends or a request
 arrives, and the time of k such steps is a quadratic in k.
@@ -186,6 +186,7 @@ class Engine:
         for sequence in self.prefilling:
             tokens = min(budget, sequence.prompt_tokens - sequence.computed)
             if tokens > 0:
+                self._cache(sequence, tokens)
                 chunks.append((sequence, tokens))
                 budget -= tokens
         while self.waiting and budget > 0 and self.running < self.profile.sequences_max:
@@ -194,6 +195,7 @@ class Engine:
                 break
             self.waiting.popleft()
             tokens = min(budget, sequence.prompt_tokens - sequence.computed)
+            self._cache(sequence, tokens)
             chunks.append((sequence, tokens))
             budget -= tokens
             self.prefilling.append(sequence)
@@ -215,6 +217,7 @@ class Engine:
         cache.pin(sequence.chain[: on_gpu + in_host])
         cache.private += private
         cache.make_room()
+        self._announce_evictions()  # before what is stored anew
         sequence.pinned = on_gpu + in_host
         sequence.computed = held
         if sequence.cached_tokens < 0:
@@ -223,15 +226,21 @@ class Engine:
         sequence.number = self._numbers
         return True
 
-    def _computed(self, sequence: Work, tokens: int) -> None:
-        """A piece of a prompt was computed: its full blocks can be found now; with the last one, a token came."""
-        sequence.computed += tokens
-        full = min(sequence.computed // self.block_size, len(sequence.chain))
+    def _cache(self, sequence: Work, tokens: int) -> None:
+        """The next step will compute this piece of a prompt: who is scheduled after it finds its full blocks already.
+
+        Source: vLLM's KVCacheManager.allocate_slots, which caches blocks as it gives them out.
+        """
+        full = min((sequence.computed + tokens) // self.block_size, len(sequence.chain))
         if full > sequence.pinned:
             self._stored(sequence, sequence.pinned, full)
             self.cache.pin(sequence.chain[sequence.pinned : full])
             self.cache.private -= full - sequence.pinned
             sequence.pinned = full
+
+    def _computed(self, sequence: Work, tokens: int) -> None:
+        """A piece of a prompt was computed; with the last one, a token came."""
+        sequence.computed += tokens
         if sequence.computed < sequence.prompt_tokens:
             return
         self.prefilling.remove(sequence)

@@ -65,6 +65,8 @@ class Candidates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Seconds a prefill takes there however short it is, learned from its answers."""
     per_token_s: list[float]
     """Seconds there per prompt token that is not cached, learned from its answers."""
+    per_pair_s: list[float]
+    """Seconds there per pair of such a token and one before it (attention), learned from its answers."""
     per_context_s: list[float]
     """Seconds there per token that running requests hold (`kv_tokens`), learned from its answers."""
 
@@ -98,7 +100,11 @@ class Candidates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         """Seconds from now until this request's first token is expected of candidate `i`."""
         wait = max(0.0, self.free_at[i] - self.now)
         step = self.fixed_s[i] + self.per_context_s[i] * self.kv_tokens[i]
-        return wait + step + (self.prompt_tokens - self.overlap_tokens[i]) * self.per_token_s[i]
+        return wait + step + self.prefill_s(i, self.prompt_tokens - self.overlap_tokens[i])
+
+    def prefill_s(self, i: int, tokens: float) -> float:
+        """Seconds that candidate `i` is expected to compute the last so many tokens of the prompt."""
+        return tokens * (self.per_token_s[i] + (self.prompt_tokens - tokens / 2) * self.per_pair_s[i])
 
     def only(self, kept: Sequence[int]) -> Candidates:
         """These candidates alone, for people who ask why."""

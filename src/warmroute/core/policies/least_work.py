@@ -6,7 +6,8 @@ cost = queue + step + prefill + others + generations + evictions + memory - repl
     step         a step of the engine beside what runs there
     prefill      computing what the worker does not hold, at its own learned rate
     others       the delay of requests yet to come, which arrive while this prefill keeps the worker busy: the more of
-                 them the longer the queue, and the longer for each the busier the worker has been of late
+                 them the longer the queue, and the longer for each the busier the worker has been of late. Those count
+                 that are bound to a worker, since it holds more of them than others do; the rest goes elsewhere
     generations  a slower step for all tokens that are generated there, this request's and the others'
     evictions    what is computed pushes out what was computed before: the more of the fleet's work a worker has done of
                  late, the younger, and the likelier to be asked for again, is what goes
@@ -14,25 +15,39 @@ cost = queue + step + prefill + others + generations + evictions + memory - repl
     replication  what requests have paid by queueing at the holders of this prefix while others were free: when it is
                  worth a prefill, it pays for one, and there is one holder more
 
+A request's priority scales what the delay of others counts for it: each step down, as vLLM counts, halves it. Of a
+prompt whose tokens are not known, the session says where its beginning is thought to be.
+
 No term has a threshold at which the decision changes its kind; each is zero where it does not matter.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import ClassVar, Final, NamedTuple
 
 from warmroute.config.tree import RoutingConfig
+from warmroute.core.hashing import NATIVE
 from warmroute.core.policies.contract import Candidates
-from warmroute.types import PrefixHash
+from warmroute.types import PrefixHash, WorkerId
 
-WORK_SHARE: Final = 0.5
+if NATIVE:
+    from warmroute import _native
+
+WORK_SHARE: Final = 0.1
 """What a second of computing costs others even on an idle worker: a burst does not stay as short as its beginning."""
 BUSY_MAX: Final = 0.95
 """However busy a worker looks, its queue is taken to end some time."""
 ROOMY_SHARE: Final = 0.85
 """Share of the cache that prompts may fill before memory costs: what they generate needs room too."""
+PRIORITY_MAX: Final = 10
+"""Each step of priority makes the delay of others count half as much, so many steps at most."""
+SESSIONS_MAX: Final = 100_000
+"""Sessions of which it is remembered who answered them last; the least recently seen goes first."""
+BOUND_SHARE: Final = 0.005
+"""How much one request says of how bound requests are to where their prefix is: some hundred of late matter."""
 CREDIT_HALF_LIFE_S: Final = 60.0
 CREDITS_MAX: Final = 10_000
 """Prefixes for which queueing is remembered; the least recently used goes first."""
@@ -46,7 +61,13 @@ class Memo(NamedTuple):
     best_tokens: int
     """The length of that prefix."""
     others_per_s: float
-    """Requests expected per second and worker, times the weight of their delay."""
+    """Requests expected per second and worker that cannot well go elsewhere, times the weight of their delay."""
+    mean_busy: float
+    """Of all candidates."""
+    work: float
+    """What a second of computing costs others even on an idle worker, times the weight of their delay."""
+    session: tuple[WorkerId, float] | None = None
+    """Who answered this session last, and so many tokens that are thought to be held there still."""
 
 
 class LeastWork:
@@ -59,34 +80,30 @@ class LeastWork:
         self._cpu_loss = 1.0 - config.cpu_hit_worth
         self._storage_loss = 1.0 - config.storage_hit_worth
         self._credits: OrderedDict[PrefixHash, tuple[float, float]] = OrderedDict()
-        self.memo = Memo(0.0, 0, 0.0)
+        self._sessions: OrderedDict[str, tuple[WorkerId, int]] = OrderedDict()
+        self.memo = Memo(0.0, 0, 0.0, 1.0, 0.0)
         """Of the last costs."""
+        self._bound = 0.5
 
     def costs(self, candidates: Candidates) -> Sequence[float]:
         """Seconds."""
-        c, prompt, now = candidates, candidates.prompt_tokens, candidates.now
-        best = max(c.overlap_tokens)
-        others = self._config.others_weight * c.requests_per_s / len(c.workers)
-        self.memo = memo = Memo(self._credit(c, best), best, others)
-        worth = self._worth(c)
-        work, steps = self._config.others_weight * WORK_SHARE, 1.0 + self._config.decode_weight
-        missing = [(prompt - held) * per_token for held, per_token in zip(worth, c.per_token_s, strict=True)]
-        if memo.credit_s:
-            missing = [s - paid for s, paid in zip(missing, _paid(c, memo), strict=True)]
-        evictions, mean = self._config.eviction_weight, sum(c.busy) / len(c.busy) or 1.0
-        costs = [
-            (wait := (free - now if free > now else 0.0) + fixed + kv * per_context * steps)
-            + s
-            + s
-            * (
-                work
-                + evictions * busy / (busy + mean)
-                + others * (wait + s / 2) / (1.0 - (busy if busy < BUSY_MAX else BUSY_MAX))  # noqa: FURB136 - faster
-            )
-            for free, fixed, kv, per_context, s, busy in zip(
-                c.free_at, c.fixed_s, c.kv_tokens, c.per_context_s, missing, c.busy, strict=True
-            )
-        ]
+        c, config = candidates, self._config
+        best, mean_busy = max(c.overlap_tokens), sum(c.busy) / len(c.busy) or 1.0
+        care = config.others_weight * 2.0 ** max(-PRIORITY_MAX, min(PRIORITY_MAX, c.priority))
+        others = care * self._bound * c.requests_per_s / len(c.workers)
+        session = self._session(c)
+        self.memo = Memo(self._credit(c, best), best, others, mean_busy, care * WORK_SHARE, session)
+        weights = (
+            c.now,
+            float(c.prompt_tokens),
+            1.0 + config.decode_weight,
+            care * WORK_SHARE,
+            others,
+            config.eviction_weight,
+            mean_busy,
+        )
+        columns = c.free_at, c.fixed_s, c.per_token_s, c.per_pair_s, c.kv_tokens, c.per_context_s, c.busy
+        costs = weigh(weights, self._worth(c, session), _paid(c, self.memo), columns)
         memory = self._memory(c)
         return costs if memory is None else [cost + more for cost, more in zip(costs, memory, strict=True)]
 
@@ -94,18 +111,17 @@ class LeastWork:
         """The terms that `costs` has summed up; `others` with what replication pays for left out."""
         c = candidates
         n = len(c.workers)
-        worth, paid = self._worth(c), _paid(c, memo)
-        prefill = [(c.prompt_tokens - held) * s for held, s in zip(worth, c.per_token_s, strict=True)]
+        worth, paid = self._worth(c, memo.session), _paid(c, memo) or [0.0] * n
+        prefill = [c.prefill_s(i, c.prompt_tokens - held) for i, held in enumerate(worth)]
         step = [c.fixed_s[i] + c.kv_tokens[i] * c.per_context_s[i] for i in range(n)]
         generations = [c.kv_tokens[i] * c.per_context_s[i] * self._config.decode_weight for i in range(n)]
         others = []
         for i, wait in enumerate(c.wait_s):
             s = prefill[i] - paid[i]
             delayed = memo.others_per_s * (wait + step[i] + generations[i] + s / 2) / (1.0 - min(c.busy[i], BUSY_MAX))
-            others.append(s * (self._config.others_weight * WORK_SHARE + delayed))
-        mean = sum(c.busy) / n or 1.0
+            others.append(s * (memo.work + delayed))
         evictions = [
-            (s - back) * self._config.eviction_weight * busy / (busy + mean)
+            (s - back) * self._config.eviction_weight * busy / (busy + memo.mean_busy)
             for s, back, busy in zip(prefill, paid, c.busy, strict=True)
         ]
         return {
@@ -120,8 +136,16 @@ class LeastWork:
         }
 
     def chosen(self, candidates: Candidates, winner: int) -> None:
-        """Settle the replication account of the prefix that the best holder has."""
+        """Remember the session, and settle the replication account of the prefix that the best holder has."""
         c, best = candidates, self.memo.best_tokens
+        if c.session is not None:
+            self._sessions[c.session] = c.workers[winner].id, c.prompt_tokens
+            self._sessions.move_to_end(c.session)
+            if len(self._sessions) > SESSIONS_MAX:
+                self._sessions.popitem(last=False)
+        if c.prompt_tokens:
+            bound = (best - sum(c.overlap_tokens) / len(c.workers)) / c.prompt_tokens
+            self._bound += (bound - self._bound) * BOUND_SHARE
         if not (best and len(c.chain) and self._config.replication_weight):
             return
         missing_s = (best - c.overlap_tokens[winner]) * c.per_token_s[winner]
@@ -160,8 +184,17 @@ class LeastWork:
             for worker, kv, per_token in zip(c.workers, c.kv_tokens, c.per_token_s, strict=True)
         ]
 
-    def _worth(self, c: Candidates) -> Sequence[float]:
+    def _session(self, c: Candidates) -> tuple[WorkerId, float] | None:
+        """Where a prompt whose tokens are not known has its beginning, most likely: where the session was last."""
+        if c.session is None or c.token_ids is not None:
+            return None
+        last = self._sessions.get(c.session)
+        return last and (last[0], self._config.session_worth * min(last[1], c.prompt_tokens))
+
+    def _worth(self, c: Candidates, session: tuple[WorkerId, float] | None) -> Sequence[float]:
         """Tokens' worth of prefill that the overlap saves, as far as the worker's view is believed."""
+        if session is not None:
+            return [session[1] if worker.id == session[0] else 0.0 for worker in c.workers]
         worth: Sequence[float] = c.overlap_tokens
         if any(c.cpu_tokens) or any(c.storage_tokens):
             cpu_loss, storage_loss = self._cpu_loss, self._storage_loss
@@ -173,9 +206,37 @@ class LeastWork:
 
 
 def _paid(c: Candidates, memo: Memo) -> list[float]:
-    """How much of computing the longest prefix is paid for, per candidate."""
-    credit_s, best, _ = memo
+    """How much of computing the longest prefix is paid for, per candidate; empty if nothing is."""
+    credit_s, best = memo.credit_s, memo.best_tokens
+    if not credit_s:
+        return []
     return [
         min(credit_s, (best - overlap) * per_token)
         for overlap, per_token in zip(c.overlap_tokens, c.per_token_s, strict=True)
     ]
+
+
+def weigh_in_python(
+    weights: tuple[float, float, float, float, float, float, float],
+    worth: Sequence[float],
+    paid: Sequence[float],
+    columns: tuple[Sequence[float], ...],
+) -> list[float]:
+    """All terms but memory, summed up per candidate: what `_native.weigh` does, and what judges it.
+
+    `weights`: now, prompt tokens, steps, work, others, evictions and mean busy, as in `LeastWork.costs`.
+    """
+    now, prompt, steps, work, others, evictions, mean_busy = weights
+    costs = []
+    for held, back, free, fixed, per_token, per_pair, kv, per_context, busy in zip(
+        worth, paid or repeat(0.0), *columns, strict=False
+    ):
+        uncached = prompt - held
+        wait = (free - now if free > now else 0.0) + fixed + kv * per_context * steps
+        s = uncached * (per_token + (prompt - uncached / 2) * per_pair) - back
+        delayed = others * (wait + s / 2) / (1.0 - (busy if busy < BUSY_MAX else BUSY_MAX))  # noqa: FURB136 - faster
+        costs.append(wait + s + s * (work + evictions * busy / (busy + mean_busy) + delayed))
+    return costs
+
+
+weigh: Callable[..., list[float]] = _native.weigh if NATIVE else weigh_in_python

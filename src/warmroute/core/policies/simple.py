@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from warmroute.core.hashing import mix
 from warmroute.core.policies.contract import Candidates
+from warmroute.types import Worker, WorkerId
+
+HASHES_MAX: Final = 100_000
+"""Workers whose hash is remembered; more have come and gone only in fleets that never rest, and are hashed again."""
 
 
 class RoundRobin:
@@ -78,12 +82,23 @@ class ConsistentHash:
 
     name: ClassVar[str] = "consistent_hash"
 
+    def __init__(self) -> None:
+        self._hashes: dict[WorkerId, int] = {}
+
     def costs(self, candidates: Candidates) -> Sequence[float]:
-        """A number that the key and the worker's name decide."""
+        """A number that the key and the worker's name decide, so that all gateways before a fleet agree."""
         if candidates.session is None:
             return RandomChoice().costs(candidates)
         key = _number(candidates.session)
-        return [mix(key ^ mix(worker.id + 1)) * 2.0**-64 for worker in candidates.workers]
+        return [mix(key ^ self._hash(worker)) * 2.0**-64 for worker in candidates.workers]
+
+    def _hash(self, worker: Worker) -> int:
+        hashed = self._hashes.get(worker.id)  # ids are never given twice, so what is kept stays true
+        if hashed is None:
+            if len(self._hashes) >= HASHES_MAX:
+                self._hashes.clear()
+            hashed = self._hashes[worker.id] = mix(_number(worker.name))
+        return hashed
 
 
 def _number(text: str) -> int:

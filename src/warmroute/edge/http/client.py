@@ -26,6 +26,10 @@ _WRITE_BUFFER_BYTES_HIGH = 256 * 1024
 """With so much unsent, the engine's stream is paused."""
 _WRITE_BUFFER_BYTES_LOW = 64 * 1024
 
+DRAIN_IDLE_S = 1.0
+"""While draining, a connection is closed after so long without a request: longer than any client takes to notice that
+its connection has closed, or to send what it was about to."""
+
 _LINGER_S = 2.0
 """How long a closing connection may take to deliver its last bytes, and the client to notice, before it is cut."""
 
@@ -149,7 +153,7 @@ class ClientConnection(asyncio.Protocol):
         self._unread_bytes += len(data)
         refusal = self._feed(data)
         if refusal is not None:
-            self._plane.counts.refused[refusal.status] += 1
+            self._count(refusal)
             self._pending.append(refusal)
         if self._pending:
             self._advance()
@@ -309,10 +313,12 @@ class ClientConnection(asyncio.Protocol):
     def finished(self, *, close: bool) -> None:
         """The answer was written whole; the exchange is over."""
         self.exchange = None
-        if close or self._plane.draining:
+        if close:
             self._close()
             return
         timeout_s = self._config.head_timeout_s if self._target else self._config.keepalive_timeout_s
+        if self._plane.draining:
+            timeout_s = min(timeout_s, DRAIN_IDLE_S)
         self.deadline = self._server.now + timeout_s
         if self._pending:
             self._advance()
@@ -338,15 +344,18 @@ class ClientConnection(asyncio.Protocol):
         if self._closing:
             self.transport.abort()
         elif self._target or self._unread_bytes:
-            self._plane.counts.refused[408] += 1
-            self._refuse(error_reply(408, "The request did not come in time."))
+            late = error_reply(408, "The request did not come in time.")
+            self._count(late)
+            self._refuse(late)
         else:
             self._close()
 
-    def close_if_idle(self) -> None:
-        """Draining: nothing new is begun here."""
-        if self.exchange is None and not self._closing:
-            self._close()
+    def _count(self, refusal: Reply) -> None:
+        """A request is refused before anybody could look at it."""
+        self._plane.counts.refused[refusal.status] += 1
+        if self._plane.log is not None:
+            request_id = next(value for name, value in refusal.headers if name.lower() == b"x-request-id")
+            self._plane.log.refused(refusal.status, "unreadable", None, request_id.decode("latin-1"))
 
     def _refuse(self, reply: Reply) -> None:
         """Answer, and read on for a moment: unread bytes would turn the close into a reset that eats the answer."""

@@ -4,10 +4,11 @@ The state is what the engine connection's `receive` points at, or what is waited
 
     deciding -> connecting -> head -> first byte -> length | chunked | dechunked | until_close -> over
                     ^          |          |
-                    '- retry --'----------'   only while no byte of an answer's body has come
+                    '- retry --'----------'   only while no byte of an answer's body has come, or it is a 503
 
 Engines send the head of a stream before they begin to compute. It is held back until the first byte of the body, so a
-request whose engine dies meanwhile can still be served by another.
+request whose engine dies meanwhile can still be served by another. A 503 says that the engine has not begun: another
+one is tried, and the client sees the 503 only if there is none.
 
 Invariants: every dispatch is finished exactly once; the client's connection gets exactly one of an answer, an error of
 ours, or a cut that cannot be taken for an end; nothing happens after `over`.
@@ -23,6 +24,7 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Protocol, cast
 
 from warmroute.config.tree import GatewayConfig
@@ -67,6 +69,14 @@ class Request:
     """Whether the client understands chunked answers."""
 
 
+class RefusalLog(Protocol):
+    """Who keeps the access log."""
+
+    def refused(self, status: int, reason: str | None, head: RequestHead | None, request_id: str) -> None:
+        """The gateway refused a request itself; `head` None: it could not be read."""
+        ...
+
+
 @dataclass(slots=True)
 class Plane:
     """What all exchanges share."""
@@ -76,6 +86,8 @@ class Plane:
     counts: Counts
     guard: Guard | None = None
     draining: bool = False
+    log: RefusalLog | None = None
+    """Told of the requests that no engine has served, if anybody wants to know."""
 
 
 class Client(Protocol):
@@ -163,21 +175,33 @@ class Exchange:
         else:
             self._attempt(self._plane.pool.take(verdict.endpoint))
 
-    def _service_failed(self, error: BaseException) -> None:
+    def _service_failed(self, error: BaseException, *, logged: bool = False) -> None:
+        """Answer with what the error is; `logged`: the access log has the request already."""
         request_id = self._request.head.header(b"x-request-id") or secrets.token_hex(8).encode()
         headers = ((b"x-request-id", request_id),)
         if isinstance(error, ClientError):
-            self._answer(error_reply(error.status, error.message, code=error.code, param=error.param, headers=headers))
+            reply, code = (
+                error_reply(error.status, error.message, code=error.code, param=error.param, headers=headers),
+                error.code,
+            )
         elif isinstance(error, LimitError):
             later = (b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after_s)))
-            self._answer(error_reply(error.status, str(error), code=error.reason, headers=(*headers, later)))
+            reply, code = (
+                error_reply(error.status, str(error), code=error.reason, headers=(*headers, later)),
+                error.reason,
+            )
         elif isinstance(error, NoWorkerError):
-            self._answer(error_reply(503, str(error), code="no_worker", headers=headers))
+            code = "no_worker"
+            reply = error_reply(503, str(error), code=code, headers=headers)
         else:
             self._plane.counts.service_failures += 1
             self._log_failure(error, request_id)
             message = "The gateway failed to serve this request; its log says why, under this x-request-id."
-            self._answer(error_reply(500, message, code="internal_error", headers=headers))
+            code = "internal_error"
+            reply = error_reply(500, message, code=code, headers=headers)
+        if self._plane.log is not None and not logged:
+            self._plane.log.refused(reply.status, code, self._request.head, request_id.decode("latin-1"))
+        self._answer(reply)
 
     def _log_failure(self, error: BaseException, request_id: bytes) -> None:
         """Where it failed, not with what: an exception's message may hold what a client sent."""
@@ -239,7 +263,7 @@ class Exchange:
         try:
             again = self._plane.service.retry(dispatch)
         except Exception as error:
-            self._service_failed(error)
+            self._service_failed(error, logged=isinstance(error, NoWorkerError))
             return
         if again is None:
             message = f"Engine {dispatch.endpoint.authority} cannot be reached: {reason}. No byte of an answer came."
@@ -271,6 +295,8 @@ class Exchange:
 
     def _begin(self, head: ResponseHead, data: bytes) -> None:
         """The head is there: hold it until the body begins, and take that as its framing wants it."""
+        if head.status == HTTPStatus.SERVICE_UNAVAILABLE and self._goes_elsewhere(head, data):
+            return
         http11, framing, transport = self._request.http11, head.framing, self._client.transport
         chunked = framing is Framing.CHUNKED
         self._endless = framing is Framing.UNTIL_CLOSE or (chunked and not http11)
@@ -289,6 +315,27 @@ class Exchange:
         if data:
             self._on_first_byte(data)
 
+    def _goes_elsewhere(self, head: ResponseHead, data: bytes) -> bool:
+        """The engine has no room, or is not ready: whether another one is tried."""
+        dispatch = self._dispatch
+        if not dispatch.retriable:
+            return False
+        self._answering(head.status)
+        self._finish(Outcome.REFUSED)
+        try:
+            again = self._plane.service.retry(dispatch)
+        except NoWorkerError:
+            again = None  # the engine's own answer says more than ours would
+        if again is None:
+            return False
+        self._engaged, self._buffer = False, None
+        if head.keep_alive and head.framing in _SIZED and len(data) == head.length:
+            self._engine.release()
+        else:
+            self._engine.abort()
+        self._take(again)
+        return True
+
     def _on_first_byte(self, data: bytes) -> None:
         self._answering(self._status)
         self._send_head()
@@ -296,6 +343,8 @@ class Exchange:
         self._on_body(data)
 
     def _answering(self, status: int) -> None:
+        if not self._dispatched:
+            return  # a 503 that another engine could not mend: its attempt is over
         try:
             self._dispatch.answering(status)
         except Exception as error:  # the answer goes on: it is the client's

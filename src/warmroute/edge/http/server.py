@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Sequence
+from typing import Any
 
 from warmroute.config.tree import GatewayConfig
-from warmroute.edge.http.client import ClientConnection
+from warmroute.edge.http.client import DRAIN_IDLE_S, ClientConnection
 from warmroute.edge.http.counts import Counts
 from warmroute.edge.http.exchange import Plane
 from warmroute.edge.http.upstream import EnginePool
@@ -44,39 +46,54 @@ class HttpServer:
         self._tls = tls
         self.clients: set[ClientConnection] = set()
         self.now = 0.0
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
-        timeouts_s = (config.head_timeout_s, config.keepalive_timeout_s)
-        engine_timeouts_s = (config.first_byte_timeout_s, config.idle_timeout_s)
-        self._sweep_s = min(_SWEEP_S, *(timeout_s / 4 for timeout_s in timeouts_s + engine_timeouts_s))
+        self._sweep_s = _sweep_s(config)
 
-    async def start(self) -> int:
-        """Listen; the port that is listened on. Raises ConfigError if the address cannot be had."""
+    def reconfigure(self, config: GatewayConfig) -> None:
+        """Take up what is configured now but for the address; connections that are open keep their limits."""
+        self.config = config
+        self.pool.connect_timeout_s = config.connect_timeout_s
+        self._sweep_s = _sweep_s(config)
+
+    async def start(self, sockets: Sequence[socket.socket] = ()) -> int:
+        """Listen, on these if there are any; the port. Raises ConfigError if the address cannot be had."""
         self._sweep()
+        config = self.config
+        addresses: list[dict[str, Any]] = [{"sock": each} for each in sockets]
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                lambda: ClientConnection(self),
-                self.config.host,
-                self.config.port,
-                backlog=_BACKLOG,
-                ssl=self._tls,
-                ssl_handshake_timeout=self.config.head_timeout_s if self._tls else None,
-            )
+            for address in addresses or [{"host": config.host, "port": config.port}]:
+                server = await asyncio.get_running_loop().create_server(
+                    lambda: ClientConnection(self),
+                    backlog=_BACKLOG,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=config.head_timeout_s if self._tls else None,
+                    **address,
+                )
+                self._servers.append(server)
         except OSError as error:
             self._stop_sweeping()
-            address = f"{self.config.host}:{self.config.port}"
-            raise ConfigError("gateway.port", f"cannot listen on {address}: {error}", "Choose another one.") from error
-        listening: socket.socket = self._server.sockets[0]
+            problem = f"cannot listen on {config.host}:{config.port}: {error}"
+            raise ConfigError("gateway.port", problem, "Choose another one.") from error
+        listening: socket.socket = self._servers[0].sockets[0]
         port: int = listening.getsockname()[1]
         return port
 
     async def drain(self) -> None:
-        """Accept nothing more, close idle connections, and give what runs `drain_timeout_s` before it is cut."""
+        """Accept nothing more, and give what runs `drain_timeout_s` before it is cut.
+
+        A client that does not know yet may send one more request on a connection that it holds open: it is served, and
+        told to close. Who sends nothing for `DRAIN_IDLE_S` is closed.
+        """
         self._stop_accepting()
         self.plane.draining = True
-        for client in list(self.clients):
-            client.close_if_idle()
+        idle_s = min(DRAIN_IDLE_S, self.config.drain_timeout_s)
+        self._sweep_s = min(self._sweep_s, idle_s / 4)
+        self._stop_sweeping()
+        self._sweep()
+        for client in self.clients:
+            client.deadline = min(client.deadline, self.now + idle_s)
         if self.clients:
             self._empty = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._empty], timeout=self.config.drain_timeout_s)
@@ -122,6 +139,11 @@ class HttpServer:
             self._sweeping.cancel()
 
     def _stop_accepting(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+
+def _sweep_s(config: GatewayConfig) -> float:
+    timeouts_s = (config.head_timeout_s, config.keepalive_timeout_s, config.first_byte_timeout_s, config.idle_timeout_s)
+    return min(_SWEEP_S, *(timeout_s / 4 for timeout_s in timeouts_s))

@@ -1,0 +1,196 @@
+"""What the other processes of one gateway have in flight: a page of memory that all of them can see.
+
+Each process has a part of the page to itself and writes there what it has booked; the others add it to their own when
+they weigh candidates. Nobody waits for anybody, and nothing is sent::
+
+    page   | part of process 0 | part of process 1 | ...
+    part   | head | row | row | ...                      of nine numbers each
+    row    | key | requests | prefilling | ... |         one worker; its key is the same in all processes, its place not
+
+Invariant: every number is eight aligned bytes and is written whole, so none is ever seen half. Numbers beside each
+other may be of different moments, microseconds apart: they are estimates, and were as old if a message had brought
+them. So there is no lock that a crash could leave taken; whoever reaps a crashed process clears its part.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+from warmroute.types import Worker
+
+ROWS_MAX: Final = 4096
+"""Workers whose load is shared. That of those beyond is each process's own (`Sharing.unshared`)."""
+READING_SHARE: Final = 0.05
+"""The others' parts are read as often as costs no more of the time than this, counted as `_READ_S` per row and part."""
+_READ_S: Final = 0.4e-6
+
+_WIDTH: Final = 9
+_ROWS, _NAMINGS, _PER_S, _INSIDE = range(4)
+"""What stands in the head: rows in use, changes of keys so far, bookings per second, requests inside."""
+_PART: Final = _WIDTH * (1 + ROWS_MAX)
+_BYTES: Final = 8
+_KEY_BYTES: Final = 6
+"""Of a hash: what a double holds exactly."""
+_BOOKED: Final = struct.Struct("8d")
+_REQUESTS, _KV_TOKENS, _COMPUTED_TOKENS, _COMPUTED_PAIRS = 1, 4, 7, 8
+
+
+class Others(NamedTuple):
+    """What the other processes have booked, in columns of this one's places."""
+
+    requests: Sequence[int]
+    prefilling: Sequence[int]
+    prefill_tokens: Sequence[int]
+    kv_tokens: Sequence[int]
+    free_at: Sequence[float]
+    busy: Sequence[float]
+    requests_per_s: float
+
+
+def page_bytes(processes: int) -> int:
+    """How large a page for so many processes is."""
+    return processes * _PART * _BYTES
+
+
+def clear_part(page: memoryview[float], process: int) -> None:
+    """The process is gone, and with it what it had in flight."""
+    at = process * _PART
+    namings = page[at + _NAMINGS] + 1.0  # so that nobody takes the next process's rows for the last one's
+    page[at : at + _PART] = memoryview(bytes(_PART * _BYTES)).cast("d")
+    page[at + _NAMINGS] = namings
+
+
+def key_of(worker: Worker) -> float:
+    """What a worker is called on the page: the same in every process, and never 0."""
+    name = f"{worker.endpoint.url}#{worker.rank}".encode()
+    return float(int.from_bytes(blake2b(name, digest_size=_KEY_BYTES).digest()) or 1)
+
+
+class Sharing:
+    """One process's part of a page, and its view of the others'. Rows are the load table's places."""
+
+    def __init__(self, page: memoryview[float], process: int, processes: int) -> None:
+        self.process = process
+        self.unshared = 0
+        """Workers that found no row."""
+        self._bytes = page.cast("B")
+        self._page = page
+        self._at = process * _PART
+        self._keys: list[float] = []
+        self._renamed = 0
+        self._parts = [_Part(self._page, other) for other in range(processes) if other != process]
+        self._others: Others | None = None
+        self._stale_at = 0.0
+
+    def name(self, slot: int, key: float) -> None:
+        """The worker at this place is called so; 0: there is none any more."""
+        while len(self._keys) <= slot:
+            self._keys.append(0.0)
+        self._others = None
+        if self._keys[slot] == key:
+            return
+        self._keys[slot] = key
+        self._renamed += 1
+        self.unshared = sum(1 for other in self._keys[ROWS_MAX:] if other)
+        if slot < ROWS_MAX:
+            self._page[self._at + _WIDTH * (1 + slot)] = key
+            self._page[self._at + _ROWS] = float(min(len(self._keys), ROWS_MAX))
+            self._page[self._at + _NAMINGS] += 1.0
+
+    def put(self, slot: int, booked: tuple[float, ...], requests_per_s: float) -> None:
+        """Publish what is booked at this place: `Others`' columns, and what was ever computed."""
+        if slot < ROWS_MAX:
+            _BOOKED.pack_into(self._bytes, (self._at + _WIDTH * (1 + slot) + 1) * _BYTES, *booked)
+        self._page[self._at + _PER_S] = requests_per_s
+
+    def put_inside(self, inside: int) -> None:
+        """Publish how many requests were let in and are not over."""
+        self._page[self._at + _INSIDE] = float(inside)
+
+    def inside(self) -> int:
+        """Requests inside, of the others."""
+        return int(sum(part.head(_INSIDE) for part in self._parts))
+
+    def computed(self, slot: int) -> tuple[float, float]:
+        """Tokens and pairs that the others have ever seen computed there: a first byte came, or time told."""
+        return self._sum(_COMPUTED_TOKENS, slot), self._sum(_COMPUTED_PAIRS, slot)
+
+    def requests(self, slot: int) -> int:
+        """What the others have in flight at this place."""
+        return int(self._sum(_REQUESTS, slot))
+
+    def kv_tokens(self, slot: int) -> int:
+        """Prompt tokens of those."""
+        return int(self._sum(_KV_TOKENS, slot))
+
+    def others(self, now: float) -> Others:
+        """What they have booked, as of `now` or a moment before it that is short beside what reading costs."""
+        if self._others is None or not self._stale_at - 1.0 < now < self._stale_at:
+            found = [part.columns(self._keys, self._renamed, now) for part in self._parts]
+            rate = sum(part.head(_PER_S) for part in self._parts)
+            self._others = _sum_of([columns for columns in found if columns], len(self._keys), now, rate)
+            self._stale_at = now + (1 + len(self._keys)) * len(self._parts) * _READ_S / READING_SHARE
+        return self._others
+
+    def _sum(self, column: int, slot: int) -> float:
+        return sum(part.cell(column, self._keys, self._renamed, slot) for part in self._parts)
+
+
+class _Part:
+    """Another process's part, as this one reads it."""
+
+    def __init__(self, page: memoryview[float], process: int) -> None:
+        self._page = page
+        self._at = process * _PART
+        self._order: list[int] = []
+        """Row there by place here; `_rows`, where zeros are put, for workers that are not known there."""
+        self._rows = 0
+        self._in_order = False
+        self._known = (-1.0, -1, -1)
+        """Which namings, there and here, the order was made of."""
+
+    def head(self, what: int) -> float:
+        return self._page[self._at + what]
+
+    def columns(self, keys: Sequence[float], renamed: int, now: float) -> list[list[float]]:
+        """Its columns in the order of `keys`, with seconds of waiting for the times; empty if it knows nobody."""
+        if not self._follow(keys, renamed):
+            return []
+        start = self._at + _WIDTH
+        numbers: Sequence[float] = self._page[start : start + _WIDTH * self._rows].tolist()
+        columns = [list(numbers[at::_WIDTH]) for at in range(1, _COMPUTED_TOKENS)]
+        columns[4] = [at - now if at > now else 0.0 for at in columns[4]]
+        if self._in_order:
+            return columns
+        return [list(map([*column, 0.0].__getitem__, self._order)) for column in columns]
+
+    def cell(self, column: int, keys: Sequence[float], renamed: int, slot: int) -> float:
+        if not self._follow(keys, renamed) or slot >= len(self._order) or self._order[slot] == self._rows:
+            return 0.0
+        return self._page[self._at + _WIDTH * (1 + self._order[slot]) + column]
+
+    def _follow(self, keys: Sequence[float], renamed: int) -> bool:
+        """Learn which row is whose, if anything was renamed; whether there are any rows."""
+        known = (self.head(_NAMINGS), int(self.head(_ROWS)), renamed)
+        if known != self._known:
+            self._known, self._rows = known, known[1]
+            start = self._at + _WIDTH
+            there: Sequence[float] = self._page[start : start + _WIDTH * self._rows].tolist()[::_WIDTH]
+            rows = {key: row for row, key in enumerate(there) if key}
+            self._order = [rows.get(key, self._rows) for key in keys]
+            self._in_order = self._order == list(range(self._rows))
+        return bool(self._rows and self._order)
+
+
+def _sum_of(parts: Sequence[list[list[float]]], n: int, now: float, requests_per_s: float) -> Others:
+    if not parts:
+        return Others([0] * n, [0] * n, [0] * n, [0] * n, [0.0] * n, [0.0] * n, requests_per_s)
+    columns = (
+        parts[0] if len(parts) == 1 else [list(map(sum, zip(*same, strict=True))) for same in zip(*parts, strict=True)]
+    )
+    requests, prefilling, prefill_tokens, kv_tokens = (list(map(int, column)) for column in columns[:4])
+    free_at = [now + wait if wait else 0.0 for wait in columns[4]]
+    return Others(requests, prefilling, prefill_tokens, kv_tokens, free_at, columns[5], requests_per_s)

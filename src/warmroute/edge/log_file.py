@@ -1,0 +1,56 @@
+"""A file that lines are appended to, by several processes if need be, and that somebody may move away meanwhile.
+
+Invariant: a line is written whole or not at all, and never waited for: a reader that does not keep up (of a pipe) costs
+lines, which are counted, not time.
+"""
+
+from __future__ import annotations
+
+import os
+
+from warmroute.errors import ConfigError
+
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class LogFile:
+    """Open while it lives. Raises ConfigError, under the name of the setting, if it cannot be opened."""
+
+    def __init__(self, path: str, setting: str) -> None:
+        self._path = path
+        self.lost = 0
+        """Lines that could not be written."""
+        try:
+            self._file = os.open(path, _FLAGS, 0o640)
+        except OSError as error:
+            problem = f"{path!r} cannot be opened: {error.strerror}"
+            raise ConfigError(setting, problem, "Give a file that can be written, or /dev/stdout.") from error
+
+    def write(self, line: bytes) -> None:
+        """Append one line, or count it as lost."""
+        try:
+            whole = os.write(self._file, line) == len(line)
+        except OSError:
+            whole = False
+        self.lost += not whole
+
+    def look(self) -> None:
+        """Follow the path if its file was moved away: rotation."""
+        try:
+            now, mine = os.stat(self._path), os.fstat(self._file)  # noqa: PTH116 - one call, every second
+            moved = (now.st_dev, now.st_ino) != (mine.st_dev, mine.st_ino)
+        except FileNotFoundError:
+            moved = True
+        except OSError:
+            return
+        if moved:
+            try:
+                fresh = os.open(self._path, _FLAGS, 0o640)
+            except OSError:
+                return  # the old one is better than none
+            os.close(self._file)
+            self._file = fresh
+
+    def close(self) -> None:
+        """Write nothing more."""
+        os.close(self._file)
