@@ -135,6 +135,11 @@ REFUSED_BY_THE_GATEWAYS = [
     ({"resources": {"limit": {}}}, "limit"),
     ({"preStopSeconds": 0}, "preStopSeconds"),
     ({"networkPolicy": {"operators": {}}}, "operators"),
+    ({"autoscaling": {"enabled": True, "minReplicas": 11}}, "minReplicas 11 is above"),
+    (
+        {"serviceMonitor": {"enabled": True}, "secrets": {"operatorKeys": {"name": "a", "key": "b"}}},
+        "operators need a key",
+    ),
 ]
 REFUSED_BY_MODELS = [
     ({"model": {"name": "meta-llama/Llama-3.1-8B"}}, "name"),
