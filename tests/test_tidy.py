@@ -24,7 +24,9 @@ ARCHITECTURE_LINES_MAX = 300
 
 LONG_FUNCTIONS: dict[str, str] = {}
 LONG_FILES: dict[str, str] = {}
-MANY_PARAMETERS: dict[str, str] = {}
+MANY_PARAMETERS: dict[str, str] = {
+    "src/warmroute/testing/kubernetes/objects.py:pod": "what of a pod matters, each by its name and with a default",
+}
 
 BANNED_NAMES = re.compile(r"manager|helper|util|handler|processor|common", re.IGNORECASE)
 NAMES_OF_OTHERS: dict[str, str] = {}

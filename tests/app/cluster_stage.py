@@ -92,6 +92,9 @@ class ClusterStage:
     def present(self) -> set[str]:
         return {endpoint.url for endpoint, *_ in self.membership.engines()}
 
+    def identities(self) -> dict[str, str]:
+        return {at.url: entry.listed.identity for at, entry in self.reconciler.roster.entries.items()}
+
     async def until(self, holds: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while not holds():

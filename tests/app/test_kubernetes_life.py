@@ -35,7 +35,7 @@ class Oracle:
             meta, status, labels = each["metadata"], each["status"], each["metadata"]["labels"]
             alive = status["phase"] == "Running" and status.get("podIP") and "deletionTimestamp" not in meta
             if alive and MODEL in labels:
-                identity = meta["uid"] + status["containerStatuses"][0]["containerID"]
+                identity = f"{meta['uid']}/{status['containerStatuses'][0]['containerID']}"
                 ready = status["conditions"][0]["status"] == "True"
                 now[f"http://{status['podIP']}:8000"] = (identity, ready, labels.get(EVENTS) == "true")
         for url, (identity, _, events) in self.listed.items():
@@ -141,14 +141,20 @@ class Life:
             return (
                 stage.ready() == oracle.ready()
                 and dict(stage.sockets.open) == oracle.subscribed()
-                and stage.present() == oracle.listed.keys()
+                and stage.identities() == {url: identity for url, (identity, _, _) in oracle.listed.items()}
             )
 
         if oracle.ready() & stage.ready():
             decision = stage.pick()
             assert decision.worker.endpoint.url in stage.ready()
             stage.router.release(decision, 0.0, served=True)
-        await stage.until(holds, what)
+        try:
+            await stage.until(holds, what)
+        except AssertionError as error:
+            for url in stage.identities().keys() ^ oracle.listed.keys() | stage.ready() ^ oracle.ready():
+                error.add_note(f"{url}: {oracle.listed.get(url)}, {len(oracle.running.get(url, ()))} requests run; is")
+                error.add_note(str([e for at, e in stage.reconciler.view().items() if at.url == url]))
+            raise
 
 
 TRANSITIONS = [

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 
 from warmroute.cli import main as frame
 from warmroute.cli.main import COMMANDS, cli, main
-from warmroute.config import Config, EngineConfig, LogConfig
+from warmroute.config import Config, EngineConfig, Loaded, LogConfig
 from warmroute.config.leaves import LEAVES
 from warmroute.errors import EngineError, IndexCorruptionError
 
@@ -248,8 +249,9 @@ def test_serve_hands_the_configuration_to_the_gateway(
     ran: list[Config] = []
     logging_as: list[LogConfig] = []
 
-    def run(config: Config) -> int:
+    def run(config: Config, reread: Callable[[], Loaded]) -> int:
         ran.append(config)
+        assert reread().config == config
         return 7
 
     serving = types.ModuleType("warmroute.app.serving")

@@ -70,6 +70,7 @@ DEFAULTS = {
     "routing.replication_weight": 1.0,
     "routing.eviction_weight": 0.6,
     "routing.speculative_ttl_s": 2.0,
+    "routing.session_worth": 0.7,
     "routing.cpu_hit_worth": 0.8,
     "routing.storage_hit_worth": 0.5,
     "routing.degraded_belief": 0.5,

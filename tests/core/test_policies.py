@@ -230,6 +230,40 @@ def test_the_terms_add_up_to_the_cost() -> None:
         assert sum(column[i] for column in terms.values()) == pytest.approx(cost)
 
 
+def test_a_session_goes_back_to_its_worker_when_nothing_else_is_known_of_the_prompt() -> None:
+    policy = ours()
+    policy.costs(first := candidates([0, 0, 0], session="s"))
+    policy.chosen(first, 1)
+    assert winners(policy, candidates([0, 0, 0], session="s")) == {1}
+    assert len(winners(policy, candidates([0, 0, 0], session="t"))) == 3
+    assert winners(policy, candidates([0, 0, 0], session="s", free_at=[0.0, 9.0, 0.0])) == {0, 2}, "it is a soft term"
+    assert winners(policy, candidates([0, 0, 0], [0, 0, 96], session="s", token_ids=[1] * PROMPT)) == {2}
+    asked = candidates([0, 0, 0], session="s")
+    costs = policy.costs(asked)
+    for i, cost in enumerate(costs):
+        assert sum(column[i] for column in policy.terms(asked, policy.memo).values()) == pytest.approx(cost)
+
+
+def test_sessions_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warmroute.core.policies.least_work.SESSIONS_MAX", 2)
+    policy = ours()
+    for name in ("a", "b", "c"):
+        policy.costs(asked := candidates([0, 0], session=name))
+        policy.chosen(asked, 1)
+    assert [len(winners(policy, candidates([0, 0], session=name))) for name in "abc"] == [2, 1, 1]
+
+
+def test_priority_scales_what_the_delay_of_others_counts() -> None:
+    """The warm worker has a queue: for itself a request would go elsewhere, for others' sake it waits a little."""
+    policy, wait = ours(), PROMPT * 0.001 * 1.4
+
+    def asked(priority: int) -> Candidates:
+        facts = {"busy": [0.5, 0.5], "free_at": [wait, 0.0], "requests_per_s": 5.0}
+        return candidates([1, 0], [PROMPT - 1, 0], priority=priority, **facts)
+
+    assert (winners(policy, asked(-9)), winners(policy, asked(3))) == ({1}, {0})
+
+
 numbers = st.floats(0, 1e6)
 
 

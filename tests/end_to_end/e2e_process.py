@@ -62,6 +62,11 @@ class Command:
                 await self._grown.wait()
         return found[1] if found.re.groups else found[0]
 
+    def children(self) -> list[int]:
+        """The processes that it has started, the oldest first."""
+        own = self.process.pid
+        return [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
+
     def terminate(self) -> None:
         """SIGTERM."""
         self.process.send_signal(signal.SIGTERM)

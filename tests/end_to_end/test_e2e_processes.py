@@ -42,11 +42,6 @@ class Running:
     async def workers(self, client: Client) -> list[Json]:
         return list((await client.get("/workers")).body["workers"])
 
-    def pids(self) -> list[int]:
-        """The serving processes, in order of age."""
-        control = self.gateway.process.pid
-        return [int(pid) for pid in Path(f"/proc/{control}/task/{control}/children").read_text().split()]
-
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[dict[str, Client]]:
         """Process number -> a client whose one connection leads there."""
@@ -135,7 +130,7 @@ async def test_a_process_that_crashes_is_replaced_and_takes_nobody_along() -> No
     async with running(*options) as stage, stage.connected() as clients, AsyncExitStack() as stack:
         body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 300, "stream": True}
         theirs = await clients["1"].http.post(COMPLETIONS, json=body)
-        before = stage.pids()
+        before = stage.gateway.children()
         os.kill(before[0], signal.SIGKILL)
         await stage.gateway.says(r"process 0 \(pid \d+\) ended with signal 9; another takes its place in 0 s")
         # Some of these the system sends to the dead one's socket.
@@ -145,8 +140,8 @@ async def test_a_process_that_crashes_is_replaced_and_takes_nobody_along() -> No
         assert (await theirs.content.read()).endswith(b"data: [DONE]\n\n")
         await stage.gateway.says(r"process 0 \(pid \d+\) serves")
         await stage.settled()
-        assert len(stage.pids()) == 2
-        assert before[1] in stage.pids()
+        assert len(stage.gateway.children()) == 2
+        assert before[1] in stage.gateway.children()
         assert {await served_by(client) for client in fresh} == {"0", "1"}
 
 
@@ -156,7 +151,7 @@ async def test_sigterm_drains(whom: str) -> None:
     async with running(EngineOptions(decode_per_token_s=0.01)) as stage, stage.connected() as clients:
         body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 100, "stream": True}
         streams = {process: await client.http.post(COMPLETIONS, json=body) for process, client in clients.items()}
-        os.kill(stage.gateway.process.pid if whom == "control" else stage.pids()[0], signal.SIGTERM)
+        os.kill(stage.gateway.process.pid if whom == "control" else stage.gateway.children()[0], signal.SIGTERM)
         for stream in streams.values():
             assert (await stream.content.read()).endswith(b"data: [DONE]\n\n")
         if whom == "control":
@@ -168,7 +163,7 @@ async def test_sigterm_drains(whom: str) -> None:
 
 async def test_nobody_is_left_when_the_control_process_dies() -> None:
     async with running(EngineOptions()) as stage:
-        pids = stage.pids()
+        pids = stage.gateway.children()
         stage.gateway.process.kill()
         await until(lambda: not any(_runs(pid) for pid in pids), "they have ended", DEADLINE_S)
 

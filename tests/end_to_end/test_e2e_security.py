@@ -163,7 +163,7 @@ async def test_engines_behind_tls_are_asked_and_served(tmp_path: Path) -> None:
 async def test_by_default_only_this_machine_is_served() -> None:
     assert (GatewayConfig().host, AdminConfig().host) == ("127.0.0.1", "127.0.0.1")
     async with stack_of(EngineOptions()) as stack:
-        bound = {sock.getsockname()[0] for sock in stack.gateway.server._server.sockets}  # type: ignore[union-attr]
+        bound = {sock.getsockname()[0] for server in stack.gateway.server._servers for sock in server.sockets}
         assert bound == {"127.0.0.1"}
 
 

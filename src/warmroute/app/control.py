@@ -20,19 +20,26 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import msgspec
+
 from warmroute.app.doors import open_doors
+from warmroute.app.limiting import limits_anything
+from warmroute.app.reload import Reread, compare, encode_config, refused, said
 from warmroute.app.seat import Seat
+from warmroute.config.differences import Difference
 from warmroute.config.tree import Config
 from warmroute.core.sharing import clear_part, page_bytes
 from warmroute.edge.channel import ControlEnd
 from warmroute.edge.handover import Doors, Offer, Taken
-from warmroute.edge.sockets import close
-from warmroute.errors import WarmrouteError
+from warmroute.edge.sockets import Sockets, close
+from warmroute.errors import ConfigError, WarmrouteError
+from warmroute.service.administration import decode_change
 from warmroute.service.fellows import Kind, Message
+from warmroute.service.ports import Reply
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +54,11 @@ TAKEOVER_PATIENCE_S = 15.0
 """The same for one that takes the place of another gateway's."""
 LAST_S = 5.0
 """What a process may take to end, beyond the time it has to drain."""
+
+RELOAD_S = 10.0
+"""How long processes may take to say whether they could take up a configuration."""
+UNDOES = {"remove": ("add", "hold"), "release": ("hold",)}
+"""Changes to the fleet that undo others, so that neither need be kept."""
 
 Serve = Callable[[Config, Seat], int]
 
@@ -65,14 +77,37 @@ class _Process:
     """Short lives in a row."""
     due_at: float | None = None
     """When somebody is to be started."""
+    generation: int = 0
+    """Of the configuration that it has."""
+    told: bool = False
+    """Whether it knows what operators have changed."""
+
+
+@dataclass(slots=True)
+class _Reload:
+    """A configuration that the processes are asked to take up."""
+
+    config: Config
+    differing: list[Difference]
+    waiting: set[int]
+    """Who has not answered."""
+    deadline: float
+    asker: tuple[int, int] | None
+    """Process and number of the question, if it was not a signal."""
 
 
 class Control:
     """Runs `config.gateway.processes` processes; each of them calls `serve` with its seat."""
 
-    def __init__(self, config: Config, serve: Serve) -> None:
+    def __init__(self, config: Config, serve: Serve, reread: Reread) -> None:
         self._config = config
         self._serve = serve
+        self._reread = reread
+        self._gated = config.gateway.keys_file is not None or limits_anything(config.admission)
+        self._generation = 0
+        self._reload: _Reload | None = None
+        self._changes: dict[tuple[str, str], bytes] = {}
+        """What operators have changed in the fleet, for who is started later: (what, engine) -> the change."""
         self._doors = Doors()
         self._taken: Taken | None = None
         self._offer: Offer | None = None
@@ -110,8 +145,8 @@ class Control:
             self._become(process, theirs, patience_s)
         theirs.close()
         end = ControlEnd(ours)
-        process.pid, process.end, process.ready, process.due_at = pid, end, False, None
-        process.started_at = time.monotonic()
+        process.pid, process.end, process.ready, process.told, process.due_at = pid, end, False, False, None
+        process.started_at, process.generation = time.monotonic(), self._generation
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._heard(process, end))
 
     def _become(self, process: _Process, channel: socket.socket, patience_s: float) -> None:
@@ -166,6 +201,7 @@ class Control:
             process.end.socket.close()
             process.end = None
         clear_part(self._page, number)
+        self._prepared(number, None)
         if self._ending_at is not None:
             self._code = self._code or (1 if code else 0)
             return
@@ -181,6 +217,9 @@ class Control:
 
     def _tick(self, now: float) -> None:
         self._reap()
+        if self._reload is not None and now > self._reload.deadline:
+            late = ", ".join(map(str, sorted(self._reload.waiting)))
+            self._end_reload(refused(ConfigError("reload", f"process {late} does not answer", "Try again.")))
         for process in self._processes:
             if process.due_at is not None and now >= process.due_at and self._ending_at is None:
                 self._start(process)
@@ -204,7 +243,7 @@ class Control:
         news.setblocking(False)
         wakeup.setblocking(False)
         before = signal.set_wakeup_fd(wakeup.fileno())
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
         old = {number: signal.signal(number, lambda *_: None) for number in numbers}
         try:
             yield news
@@ -216,8 +255,11 @@ class Control:
             wakeup.close()
 
     def _signalled(self, news: socket.socket) -> None:
-        if {signal.SIGTERM, signal.SIGINT} & set(news.recv(4096)):
+        numbers = set(news.recv(4096))
+        if {signal.SIGTERM, signal.SIGINT} & numbers:
             self._end()
+        elif signal.SIGHUP in numbers:
+            self._begin_reload(None)
 
     def _end(self) -> None:
         """Have every process drain."""
@@ -250,7 +292,15 @@ class Control:
         match message.kind:
             case Kind.READY:
                 process.ready = True
+                self._bring_up_to_date(process)
                 self._announce(process)
+            case Kind.RELOAD:
+                self._send(process.number, Message(Kind.ASKED, number=message.number, status=1), of=process)
+                self._begin_reload((process.number, message.number))
+            case Kind.PREPARED:
+                self._prepared(process.number, message.body.decode() if message.status else None)
+            case Kind.ENGINE:
+                self._change(process, message)
             case Kind.ASK:
                 others = [other for other in self._processes if other is not process and other.ready and other.end]
                 for other in others:
@@ -272,14 +322,12 @@ class Control:
         elif all(each.ready for each in self._processes):
             self._announced = True
             self._stand_in()
-            host, port = self._config.gateway.host, self._doors.clients[0][0].getsockname()[1]
-            scheme = "http" if self._config.tls.certificate is None else "https"
-            address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-            engines = len(self._config.engines)
-            _log.info("listening on %s, %d engines configured, %d processes", address, engines, len(self._processes))
+            clients = _url(self._config.gateway.host, self._doors.clients, tls=self._config.tls.certificate is not None)
+            engines, n = len(self._config.engines), len(self._processes)
+            _log.info("listening on %s, %d engines configured, %d processes", clients, engines, n)
             if self._doors.operators:
-                port = self._doors.operators[0][0].getsockname()[1]
-                _log.info("operators are served on port %d of %s", port, self._config.admin.host)
+                admin = self._config.admin
+                _log.info("operators are served on %s", _url(admin.host, self._doors.operators, tls=admin.tls))
 
     def _stand_in(self) -> None:
         """All serve: let the gateway before this one go, and be the one that the next will ask."""
@@ -292,3 +340,79 @@ class Control:
 
     def _watch_socket(self, readable: socket.socket, call: Callable[[], None]) -> None:
         self._selector.register(readable, selectors.EVENT_READ, call)
+
+    # Changes while it runs
+
+    def _begin_reload(self, asker: tuple[int, int] | None) -> None:
+        """Read everything again, and ask all processes whether they could take it up."""
+        if self._ending_at is not None:
+            return
+        if self._reload is not None:
+            self._answer_reload(asker, refused(ConfigError("reload", "another one is under way", "Try again.")))
+            return
+        try:
+            config, differing = compare(self._config, self._reread(), gated=self._gated)
+        except ConfigError as error:
+            self._answer_reload(asker, refused(error))
+            return
+        ready = {process.number for process in self._processes if process.ready}
+        self._reload = _Reload(config, differing, ready, time.monotonic() + RELOAD_S, asker)
+        body = encode_config(config)
+        for number in ready:
+            self._send(number, Message(Kind.PREPARE, body=body), of=self._processes[number])
+        self._prepared(-1, None)  # there may be nobody to ask
+
+    def _prepared(self, number: int, problem: str | None) -> None:
+        """A process could take it up, could not, or is gone."""
+        if self._reload is None:
+            return
+        if problem is not None:
+            _log.error("reload: nothing has changed: process %d: %s", number, problem)
+            body = msgspec.json.encode({"error": {"message": f"Nothing has changed: {problem}", "code": "bad_config"}})
+            self._end_reload(Reply(400, body))
+            return
+        self._reload.waiting.discard(number)
+        if not self._reload.waiting:
+            self._config = self._reload.config
+            self._generation += 1
+            for process in self._processes:
+                if process.ready:
+                    self._bring_up_to_date(process)
+            self._end_reload(said(self._reload.differing))
+
+    def _end_reload(self, reply: Reply) -> None:
+        if self._reload is not None:
+            asker, self._reload = self._reload.asker, None
+            self._answer_reload(asker, reply)
+
+    def _answer_reload(self, asker: tuple[int, int] | None, reply: Reply) -> None:
+        if asker is not None:
+            number, question = asker
+            answer = Message(Kind.ANSWER, number=question, status=reply.status, body=reply.body)
+            self._send(number, answer, of=self._processes[number])
+
+    def _bring_up_to_date(self, process: _Process) -> None:
+        """Give a process the configuration that holds now, and, if it is new, what operators have changed since."""
+        if process.generation != self._generation:
+            process.generation = self._generation
+            self._send(process.number, Message(Kind.COMMIT, body=encode_config(self._config)), of=process)
+        if not process.told:
+            process.told = True
+            for body in self._changes.values():
+                self._send(process.number, Message(Kind.ENGINE, body=body), of=process)
+
+    def _change(self, process: _Process, message: Message) -> None:
+        """An operator has changed the fleet by way of this process: the others follow, and who comes later."""
+        change = decode_change(message.body)
+        for undone in UNDOES.get(change.change, ()):
+            self._changes.pop((undone, change.url), None)
+        if change.change not in UNDOES:
+            self._changes[change.change, change.url] = message.body
+        for other in self._processes:
+            if other is not process and other.ready:
+                self._send(other.number, message, of=process)
+
+
+def _url(host: str, doors: Sequence[Sockets], *, tls: bool) -> str:
+    port = doors[0][0].getsockname()[1]
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -19,6 +19,7 @@ from warmroute.app.discovery import Sources
 from warmroute.app.limiting import Limiting
 from warmroute.app.listeners import Listeners, tls_to_engines
 from warmroute.app.own_policy import load_policy
+from warmroute.app.reload import decode_config, prepare
 from warmroute.app.seat import Seat
 from warmroute.config.tree import Config
 from warmroute.core.breaker import Breakers, BreakerState
@@ -30,7 +31,15 @@ from warmroute.edge.log_file import LogFile
 from warmroute.edge.metrics import Metrics
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
 from warmroute.edge.zmq import zmq_event_sources
+from warmroute.errors import ConfigError
 from warmroute.service.access_log import AccessLog
+from warmroute.service.administration import (
+    Administration,
+    EngineChange,
+    Operated,
+    decode_change,
+    encode_change,
+)
 from warmroute.service.avoidance import Saturation, shut_workers
 from warmroute.service.fellows import Fellows, Kind, Message
 from warmroute.service.following import Following
@@ -87,7 +96,8 @@ class Gateway:
         self.trusts = self.routing.trusts
         self.limiting = self._limiting(clock)
         self.log_file = None if config.log.access is None else LogFile(config.log.access, "log.access")
-        self.listeners = Listeners(config, engine_tls, clients=self.limiting.service, operators=self.routing)
+        self.administration = Administration(self.routing, Operated(self.reconciler), self._tell_change)
+        self.listeners = Listeners(config, engine_tls, clients=self.limiting.service, operators=self.administration)
         self.limiting.ask_for_keys(self.listeners.keys)
         self.server = self.listeners.clients
         streams = self.following.streams
@@ -163,7 +173,13 @@ class Gateway:
     async def open(self) -> None:
         """Take clients, and be one of several if this process is. Raises ConfigError if it cannot listen."""
         if self.seat.channel is not None:
-            self.fellows.on[Kind.DRAIN] = lambda _: self.ending.set()
+            self.fellows.on |= {
+                Kind.DRAIN: lambda _: self.ending.set(),
+                Kind.PREPARE: self._prepare,
+                Kind.COMMIT: lambda message: prepare(decode_config(message.body))(self),
+                Kind.ENGINE: lambda message: self.administration.fleet.make(decode_change(message.body)),
+            }
+            self.administration.reload = self.fellows.reload
             self.channel = Channel(self.fellows.took, self.ending.set)
             await self.channel.open(self.seat.channel)
         if self.seat.patience_s:
@@ -181,6 +197,23 @@ class Gateway:
             if len(ready) >= workers and all(w.trust.state in settled for w in ready):
                 return
             await self._changed.wait()
+
+    def look_at_files(self) -> None:
+        """Take up keys and certificates that changed, and follow a log that was moved away."""
+        self.listeners.tick()
+        if self.log_file is not None:
+            self.log_file.look()
+
+    def _prepare(self, message: Message) -> None:
+        try:
+            prepare(decode_config(message.body))
+        except ConfigError as error:
+            self.fellows.tell(Kind.PREPARED, number=message.number, status=1, body=str(error).encode())
+        else:
+            self.fellows.tell(Kind.PREPARED, number=message.number)
+
+    def _tell_change(self, change: EngineChange) -> None:
+        self.fellows.tell(Kind.ENGINE, body=encode_change(change))
 
     def _tell(self, message: Message) -> None:
         if self.channel is not None:
@@ -214,9 +247,7 @@ class Gateway:
             self.following.tick()
             self.reconciler.tick()
             self.sources.tick()
-            self.listeners.tick()
-            if self.log_file is not None:
-                self.log_file.look()
+            self.look_at_files()
             self.limiting.tick()
 
     async def _look(self) -> None:

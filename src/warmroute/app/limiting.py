@@ -47,27 +47,25 @@ class Limiting:
         self._clock = clock
         self._config = config
         self._own = OwnRates(clock)
-        if not keyed and not _limits_anything(config):
+        if not keyed and not limits_anything(config):
             return
         rates: RateLimits = self._own
         if config.redis_url is not None:
             rates = self.shared = _redis_rates(config, self._own, clock)
-        limits = GateLimits(
-            requests_max=config.requests_max,
-            models=by_model(config.model_requests_max) if config.model_requests_max else {},
-            queue_max=config.queue_requests_max,
-            wait_s_max=config.queue_timeout_s,
-        )
         self.service = self.admission = Admission(
             inner,
-            Gate(limits, saturation.room if saturation is not None else None, sharing),
+            Gate(_gate_limits(config), saturation.room if saturation is not None else None, sharing),
             rates,
             clock,
-            key_limits=KeyLimits(
-                requests_per_min=config.key_requests_per_min, tokens_per_min=config.key_tokens_per_min
-            ),
-            body_bytes_max=by_model(config.model_body_bytes_max) if config.model_body_bytes_max else {},
+            key_limits=_key_limits(config),
+            body_bytes_max=_body_limits(config),
         )
+
+    def reconfigure(self, config: AdmissionConfig) -> None:
+        """Take up what is configured now, if there is a gate."""
+        self._config = config
+        if self.admission is not None:
+            self.admission.reconfigure(_gate_limits(config), _key_limits(config), _body_limits(config))
 
     def ask_for_keys(self, keys: Callable[[], Keys | None]) -> None:
         """Where to find the keys that are in force."""
@@ -107,7 +105,8 @@ class Limiting:
             await self.shared.close()
 
 
-def _limits_anything(config: AdmissionConfig) -> bool:
+def limits_anything(config: AdmissionConfig) -> bool:
+    """Whether requests must stand at a gate, keys or not."""
     set_by_somebody = (
         config.requests_max,
         config.model_requests_max,
@@ -115,6 +114,23 @@ def _limits_anything(config: AdmissionConfig) -> bool:
         config.worker_requests_max,
     )
     return any(limit is not None for limit in set_by_somebody)
+
+
+def _gate_limits(config: AdmissionConfig) -> GateLimits:
+    return GateLimits(
+        requests_max=config.requests_max,
+        models=by_model(config.model_requests_max) if config.model_requests_max else {},
+        queue_max=config.queue_requests_max,
+        wait_s_max=config.queue_timeout_s,
+    )
+
+
+def _key_limits(config: AdmissionConfig) -> KeyLimits:
+    return KeyLimits(requests_per_min=config.key_requests_per_min, tokens_per_min=config.key_tokens_per_min)
+
+
+def _body_limits(config: AdmissionConfig) -> dict[str, int]:
+    return by_model(config.model_body_bytes_max) if config.model_body_bytes_max else {}
 
 
 def _redis_rates(config: AdmissionConfig, own: RateLimits, clock: Callable[[], float]) -> SharedRates:

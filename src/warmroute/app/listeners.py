@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 from warmroute.app.discovery import discovers
-from warmroute.config.tree import Config
+from warmroute.config.tree import Config, GatewayConfig
 from warmroute.core.keys import Keys, parse_keys
 from warmroute.edge.files import WatchedFiles, read_text
 from warmroute.edge.http.server import HttpServer
@@ -42,7 +42,7 @@ class Listeners:
         )
         self.operators: HttpServer | None = None
         if config.admin.port is not None:
-            address = replace(config.gateway, host=config.admin.host, port=config.admin.port)
+            address = _for_operators(config)
             self.operators = HttpServer(
                 operators,
                 address,
@@ -71,6 +71,12 @@ class Listeners:
         """Take up files that changed."""
         for watched in self.watched.values():
             watched.look()
+
+    def reconfigure(self, config: Config) -> None:
+        """Take up what is configured now but for addresses, keys' files and certificates' files."""
+        self.clients.reconfigure(config.gateway)
+        if self.operators is not None:
+            self.operators.reconfigure(_for_operators(config))
 
     async def drain(self) -> None:
         """Let the clients' requests end; operators are served until then."""
@@ -112,6 +118,10 @@ class Listeners:
 
             self.watched[f"{listener}_keys"] = WatchedFiles((path,), load)
         return access
+
+
+def _for_operators(config: Config) -> GatewayConfig:
+    return replace(config.gateway, host=config.admin.host, port=config.admin.port or 0)
 
 
 def tls_to_engines(config: Config) -> ssl.SSLContext | None:

@@ -7,7 +7,7 @@ import logging
 import click
 
 from warmroute.cli.logs import set_up_logging
-from warmroute.cli.settings import SettingsCommand, require_engines
+from warmroute.cli.settings import REREAD, SettingsCommand, require_engines
 from warmroute.config import Loaded
 
 
@@ -24,4 +24,11 @@ def command(loaded: Loaded) -> int:
         logger.warning("%s", note)
     from warmroute.app.serving import run  # noqa: PLC0415  `--help` and errors need none of it
 
-    return run(loaded.config)
+    read = click.get_current_context().meta[REREAD]
+
+    def reread() -> Loaded:
+        loaded: Loaded = read()
+        require_engines(loaded)
+        return loaded
+
+    return run(loaded.config, reread)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ SHORT_FLAGS = {"gateway.host": "--host", "gateway.port": "--port", "gateway.proc
 """Flags that are typed often, by their leaf."""
 
 
+REREAD = "warmroute.reread"
+"""Where a command finds how to read its sources again: the flags and the environment as they were, the files anew."""
+
 Keyed = TypeVar("Keyed", EngineConfig, MembershipConfig)
 
 
@@ -39,7 +43,9 @@ class SettingsCommand(click.Command):
         """Read the three sources, and run the callback with what they give."""
         flags = {leaf.key: ctx.params.pop(name) for name, leaf in self.settings.items()}
         given = {key: value for key, value in flags.items() if value is not None and value != ()}
-        ctx.params["loaded"] = read_sources(given, dict(os.environ), ctx.params.pop("config_file"))
+        reread = partial(read_sources, given, dict(os.environ), ctx.params.pop("config_file"))
+        ctx.meta[REREAD] = reread
+        ctx.params["loaded"] = reread()
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -246,6 +246,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "routing.replication_weight": _WEIGHT,
     "routing.eviction_weight": _WEIGHT,
     "routing.speculative_ttl_s": _TIME_OR_NONE,
+    "routing.session_worth": _SHARE,
     "routing.cpu_hit_worth": _SHARE,
     "routing.storage_hit_worth": _SHARE,
     "routing.degraded_belief": _SHARE,

@@ -187,6 +187,8 @@ class RoutingConfig:
     """A policy of your own that takes longer rests a hundred times as long; the default decides meanwhile."""
     session_header: str = "x-session-id"
     """Request header whose value the requests of one conversation share."""
+    session_worth: float = 0.7
+    """Share of a session's last prompt its worker is thought to hold if a prompt's tokens are not known; 0: none."""
     overrides: bool = True
     """Whether a request may name a built-in policy (`routing-strategy`) or a worker (`x-warmroute-worker`)."""
     prefill_tokens_per_s: float = 8000.0

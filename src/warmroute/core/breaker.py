@@ -56,6 +56,12 @@ class Breakers:
         self._config = config
         self._breakers: dict[Endpoint, Breaker] = {}
 
+    def reconfigure(self, config: BreakerConfig) -> None:
+        """Take up what is configured now; breakers that are open stay so."""
+        self._config = config
+        if not config.failures_max:
+            self._breakers.clear()
+
     def __len__(self) -> int:
         return len(self._breakers)
 

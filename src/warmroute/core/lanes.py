@@ -55,7 +55,7 @@ class Held:
         workers, blocks, by_medium = columns
         on_gpu = sum(by_medium[::3]) == sum(blocks)
         for n, (worker, count) in enumerate(zip(workers, blocks, strict=True)):
-            i = positions.get(WorkerId(worker))
+            i = positions.get(worker)  # type: ignore[call-overload]  # a call of WorkerId costs as much again
             if i is not None and overlap[i] < count * size:
                 overlap[i] = count * size
                 if not on_gpu:

@@ -205,17 +205,23 @@ class Router:
         self.load = LoadTable(RateTable(config.prefill_tokens_per_s), sharing)
         self.speculation = Speculation()
         self.full_reports = FullReports()
-        self.config = config
-        ours = LeastWork(config)
-        self.policy: Policy = (policy or make_policy(config.policy, config)) or ours
-        if policy is not None:
-            self.policy = Guarded(policy, ours, config.policy_ms_max / 1e3, timer)
-        self._others: dict[str, Policy] = {self.policy.name: self.policy}
+        self._timer = timer
         self._dice = Dice(seed)
         self.adapters = Adapters()
         self._turn = 0
         self._fleet: Fleet | None = None
         self._lanes: dict[str | None, Lanes] = {}
+        self.reconfigure(config, policy)
+
+    def reconfigure(self, config: RoutingConfig, policy: Policy | None = None) -> None:
+        """Decide by this from now on; what policies remember of the past is forgotten. `policy`: one's own."""
+        self.config = config
+        ours = LeastWork(config)
+        self.policy: Policy = (policy or make_policy(config.policy, config)) or ours
+        if policy is not None:
+            self.policy = Guarded(policy, ours, config.policy_ms_max / 1e3, self._timer)
+        self._others: dict[str, Policy] = {self.policy.name: self.policy}
+        self._lanes.clear()
 
     def pick(self, request: PickRequest, fleet: Fleet, now: float) -> Decision:
         """Choose a worker, book its load and claim the blocks it will store.

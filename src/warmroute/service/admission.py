@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 
 from warmroute.core import openai
-from warmroute.core.admission import Charge, Gate, Rates, Verdict, Visit
+from warmroute.core.admission import Charge, Gate, GateLimits, Rates, Verdict, Visit
 from warmroute.core.keys import PRIORITY_MAX, ApiKey, Keys
 from warmroute.errors import ClientError, LimitError
 from warmroute.service.access import KEY_HEADER
@@ -136,6 +136,13 @@ class Admission:
             self._check_rate(wait_s, charges)
             return self._enter(request, model)
         return self._enter_later(request, model, charges, wait_s)
+
+    def reconfigure(self, limits: GateLimits, key_limits: KeyLimits, body_bytes_max: Mapping[str, int]) -> None:
+        """Take up what is configured now; who is inside stays."""
+        self.gate.limits = limits
+        self._key_limits, self._body_bytes_max = key_limits, body_bytes_max
+        self._by_model = bool(self.gate.by_models or body_bytes_max)
+        self.advance()
 
     def retry(self, dispatch: Dispatch) -> Dispatch | None:
         """Another worker for it; it keeps its place inside."""

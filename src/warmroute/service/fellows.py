@@ -25,6 +25,8 @@ from warmroute.types import TrustState
 
 ANSWER_S = 2.0
 """A fellow that is silent for longer is left out."""
+RELOAD_S = 15.0
+"""How long reading the configuration again may take, all processes together."""
 
 
 class Kind(enum.StrEnum):
@@ -39,6 +41,16 @@ class Kind(enum.StrEnum):
     ANSWER = "answer"
     DRAIN = "drain"
     """To a process: take nothing new, end when what runs has ended."""
+    RELOAD = "reload"
+    """To the control: read the configuration again; the answer says what came of it."""
+    PREPARE = "prepare"
+    """To a process: could you take up this configuration (the body)?"""
+    PREPARED = "prepared"
+    """Yes (status 0), or why not (the body)."""
+    COMMIT = "commit"
+    """To a process: take it up."""
+    ENGINE = "engine"
+    """An operator has changed the fleet (the body)."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -100,12 +112,18 @@ class Fellows:
 
         return reply
 
-    async def _ask(self, target: str) -> list[Reply]:
+    async def reload(self) -> Reply:
+        """What comes of reading the configuration again, in all processes."""
+        answers = await self._ask("", Kind.RELOAD, RELOAD_S)
+        late = Reply(504, b'{"error": {"message": "The control process does not say what came of it."}}')
+        return answers[0] if answers else late
+
+    async def _ask(self, target: str, kind: Kind = Kind.ASK, patience_s: float = ANSWER_S) -> list[Reply]:
         number, question = next(self._numbers), _Question()
         self._questions[number] = question
-        self.tell(Kind.ASK, number=number, body=target.encode("latin-1"))
+        self.tell(kind, number=number, body=target.encode("latin-1"))
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(patience_s):
                 await question.done.wait()
         except TimeoutError:
             self.silent += (question.asked or 1) - len(question.answers)

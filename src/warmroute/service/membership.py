@@ -113,6 +113,10 @@ class Membership:
         for engine in config.engines:
             self.add(engine)
 
+    def reconfigure(self, config: Config) -> None:
+        """Take up what is configured now; the engines are the reconciler's."""
+        self._config = config
+
     async def run(self) -> None:
         """Watch every engine until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:

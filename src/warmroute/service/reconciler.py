@@ -52,6 +52,10 @@ class Reconciler:
         self._perform(self.roster.replace(source, engines))
         self.tick()  # what drains with nothing to do is forgotten at once
 
+    def reconfigure(self, config: Config) -> None:
+        """Take up what is configured now; for the engines, `replace`."""
+        self._patience_s = config.membership.drain_timeout_s
+
     def listed(self, source: str) -> tuple[Listed, ...]:
         """What `source` wants now: to add or take away one engine, replace this."""
         return self.roster.listed(source)

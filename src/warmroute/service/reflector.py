@@ -139,7 +139,8 @@ class Reflector:
                 self.counts[f"error_{error.reason}"] += 1
                 if error.reason not in RESUMABLE:
                     self._version = None
-                self._lost(str(error))
+                if error.reason != "broken":  # connections end; whether the server has gone, the next attempt shows
+                    self._lost(str(error))
                 await self._pause()
 
     def view(self) -> dict[str, Any]:

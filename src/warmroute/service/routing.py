@@ -105,6 +105,10 @@ class Routing:
         """How many blocks a worker has announced as removed, ever."""
         self.access_log: AccessLog | None = None
 
+    def reconfigure(self, config: GatewayConfig) -> None:
+        """Take up what is configured now."""
+        self._config = config
+
     def answer_locally(self, replies: Mapping[str, LocalReply]) -> None:
         """Let GETs of these paths be answered by the gateway itself; a path that ends in `/` stands for all below."""
         self._local.update(replies)
@@ -119,6 +123,10 @@ class Routing:
 
     def _decide(self, head: RequestHead, body: bytes) -> Dispatch | Reply | Awaitable[Dispatch | Reply]:
         path = head.target.partition(b"?")[0].decode("latin-1")
+        if path.startswith("/admin/"):
+            raise ClientError(
+                403, "The gateway is administered on a listener of its own: set admin.port.", code="admin"
+            )
         if head.method == b"POST" and path in PREFIX_ROUTED:
             return self._route(head, openai.parse(path, body))
         if head.method in (b"GET", b"HEAD"):

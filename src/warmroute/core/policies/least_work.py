@@ -15,6 +15,9 @@ cost = queue + step + prefill + others + generations + evictions + memory - repl
     replication  what requests have paid by queueing at the holders of this prefix while others were free: when it is
                  worth a prefill, it pays for one, and there is one holder more
 
+A request's priority scales what the delay of others counts for it: each step down, as vLLM counts, halves it. Of a
+prompt whose tokens are not known, the session says where its beginning is thought to be.
+
 No term has a threshold at which the decision changes its kind; each is zero where it does not matter.
 """
 
@@ -28,7 +31,7 @@ from typing import ClassVar, Final, NamedTuple
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.hashing import NATIVE
 from warmroute.core.policies.contract import Candidates
-from warmroute.types import PrefixHash
+from warmroute.types import PrefixHash, WorkerId
 
 if NATIVE:
     from warmroute import _native
@@ -39,6 +42,10 @@ BUSY_MAX: Final = 0.95
 """However busy a worker looks, its queue is taken to end some time."""
 ROOMY_SHARE: Final = 0.85
 """Share of the cache that prompts may fill before memory costs: what they generate needs room too."""
+PRIORITY_MAX: Final = 10
+"""Each step of priority makes the delay of others count half as much, so many steps at most."""
+SESSIONS_MAX: Final = 100_000
+"""Sessions of which it is remembered who answered them last; the least recently seen goes first."""
 BOUND_SHARE: Final = 0.005
 """How much one request says of how bound requests are to where their prefix is: some hundred of late matter."""
 CREDIT_HALF_LIFE_S: Final = 60.0
@@ -57,6 +64,10 @@ class Memo(NamedTuple):
     """Requests expected per second and worker that cannot well go elsewhere, times the weight of their delay."""
     mean_busy: float
     """Of all candidates."""
+    work: float
+    """What a second of computing costs others even on an idle worker, times the weight of their delay."""
+    session: tuple[WorkerId, float] | None = None
+    """Who answered this session last, and so many tokens that are thought to be held there still."""
 
 
 class LeastWork:
@@ -69,7 +80,8 @@ class LeastWork:
         self._cpu_loss = 1.0 - config.cpu_hit_worth
         self._storage_loss = 1.0 - config.storage_hit_worth
         self._credits: OrderedDict[PrefixHash, tuple[float, float]] = OrderedDict()
-        self.memo = Memo(0.0, 0, 0.0, 1.0)
+        self._sessions: OrderedDict[str, tuple[WorkerId, int]] = OrderedDict()
+        self.memo = Memo(0.0, 0, 0.0, 1.0, 0.0)
         """Of the last costs."""
         self._bound = 0.5
 
@@ -77,19 +89,21 @@ class LeastWork:
         """Seconds."""
         c, config = candidates, self._config
         best, mean_busy = max(c.overlap_tokens), sum(c.busy) / len(c.busy) or 1.0
-        others = config.others_weight * self._bound * c.requests_per_s / len(c.workers)
-        self.memo = Memo(self._credit(c, best), best, others, mean_busy)
+        care = config.others_weight * 2.0 ** max(-PRIORITY_MAX, min(PRIORITY_MAX, c.priority))
+        others = care * self._bound * c.requests_per_s / len(c.workers)
+        session = self._session(c)
+        self.memo = Memo(self._credit(c, best), best, others, mean_busy, care * WORK_SHARE, session)
         weights = (
             c.now,
             float(c.prompt_tokens),
             1.0 + config.decode_weight,
-            config.others_weight * WORK_SHARE,
+            care * WORK_SHARE,
             others,
             config.eviction_weight,
             mean_busy,
         )
         columns = c.free_at, c.fixed_s, c.per_token_s, c.per_pair_s, c.kv_tokens, c.per_context_s, c.busy
-        costs = weigh(weights, self._worth(c), _paid(c, self.memo), columns)
+        costs = weigh(weights, self._worth(c, session), _paid(c, self.memo), columns)
         memory = self._memory(c)
         return costs if memory is None else [cost + more for cost, more in zip(costs, memory, strict=True)]
 
@@ -97,7 +111,7 @@ class LeastWork:
         """The terms that `costs` has summed up; `others` with what replication pays for left out."""
         c = candidates
         n = len(c.workers)
-        worth, paid = self._worth(c), _paid(c, memo) or [0.0] * n
+        worth, paid = self._worth(c, memo.session), _paid(c, memo) or [0.0] * n
         prefill = [c.prefill_s(i, c.prompt_tokens - held) for i, held in enumerate(worth)]
         step = [c.fixed_s[i] + c.kv_tokens[i] * c.per_context_s[i] for i in range(n)]
         generations = [c.kv_tokens[i] * c.per_context_s[i] * self._config.decode_weight for i in range(n)]
@@ -105,7 +119,7 @@ class LeastWork:
         for i, wait in enumerate(c.wait_s):
             s = prefill[i] - paid[i]
             delayed = memo.others_per_s * (wait + step[i] + generations[i] + s / 2) / (1.0 - min(c.busy[i], BUSY_MAX))
-            others.append(s * (self._config.others_weight * WORK_SHARE + delayed))
+            others.append(s * (memo.work + delayed))
         evictions = [
             (s - back) * self._config.eviction_weight * busy / (busy + memo.mean_busy)
             for s, back, busy in zip(prefill, paid, c.busy, strict=True)
@@ -122,8 +136,13 @@ class LeastWork:
         }
 
     def chosen(self, candidates: Candidates, winner: int) -> None:
-        """Settle the replication account of the prefix that the best holder has."""
+        """Remember the session, and settle the replication account of the prefix that the best holder has."""
         c, best = candidates, self.memo.best_tokens
+        if c.session is not None:
+            self._sessions[c.session] = c.workers[winner].id, c.prompt_tokens
+            self._sessions.move_to_end(c.session)
+            if len(self._sessions) > SESSIONS_MAX:
+                self._sessions.popitem(last=False)
         if c.prompt_tokens:
             bound = (best - sum(c.overlap_tokens) / len(c.workers)) / c.prompt_tokens
             self._bound += (bound - self._bound) * BOUND_SHARE
@@ -165,8 +184,17 @@ class LeastWork:
             for worker, kv, per_token in zip(c.workers, c.kv_tokens, c.per_token_s, strict=True)
         ]
 
-    def _worth(self, c: Candidates) -> Sequence[float]:
+    def _session(self, c: Candidates) -> tuple[WorkerId, float] | None:
+        """Where a prompt whose tokens are not known has its beginning, most likely: where the session was last."""
+        if c.session is None or c.token_ids is not None:
+            return None
+        last = self._sessions.get(c.session)
+        return last and (last[0], self._config.session_worth * min(last[1], c.prompt_tokens))
+
+    def _worth(self, c: Candidates, session: tuple[WorkerId, float] | None) -> Sequence[float]:
         """Tokens' worth of prefill that the overlap saves, as far as the worker's view is believed."""
+        if session is not None:
+            return [session[1] if worker.id == session[0] else 0.0 for worker in c.workers]
         worth: Sequence[float] = c.overlap_tokens
         if any(c.cpu_tokens) or any(c.storage_tokens):
             cpu_loss, storage_loss = self._cpu_loss, self._storage_loss

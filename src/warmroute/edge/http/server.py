@@ -49,9 +49,13 @@ class HttpServer:
         self._servers: list[asyncio.Server] = []
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
-        timeouts_s = (config.head_timeout_s, config.keepalive_timeout_s)
-        engine_timeouts_s = (config.first_byte_timeout_s, config.idle_timeout_s)
-        self._sweep_s = min(_SWEEP_S, *(timeout_s / 4 for timeout_s in timeouts_s + engine_timeouts_s))
+        self._sweep_s = _sweep_s(config)
+
+    def reconfigure(self, config: GatewayConfig) -> None:
+        """Take up what is configured now but for the address; connections that are open keep their limits."""
+        self.config = config
+        self.pool.connect_timeout_s = config.connect_timeout_s
+        self._sweep_s = _sweep_s(config)
 
     async def start(self, sockets: Sequence[socket.socket] = ()) -> int:
         """Listen, on these if there are any; the port. Raises ConfigError if the address cannot be had."""
@@ -138,3 +142,8 @@ class HttpServer:
         for server in self._servers:
             server.close()
         self._servers.clear()
+
+
+def _sweep_s(config: GatewayConfig) -> float:
+    timeouts_s = (config.head_timeout_s, config.keepalive_timeout_s, config.first_byte_timeout_s, config.idle_timeout_s)
+    return min(_SWEEP_S, *(timeout_s / 4 for timeout_s in timeouts_s))

@@ -125,7 +125,7 @@ class EnginePool:
 
     def __init__(self, connect_timeout_s: float, counts: Counts, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
-        self._connect_timeout_s = connect_timeout_s
+        self.connect_timeout_s = connect_timeout_s
         self._counts = counts
         self._idle: dict[Endpoint, list[EngineConnection]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -169,7 +169,7 @@ class EnginePool:
     async def _connect(self, endpoint: Endpoint, user: EngineUser) -> None:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with asyncio.timeout(self.connect_timeout_s):
                 _, engine = await loop.create_connection(
                     lambda: EngineConnection(self, endpoint),
                     endpoint.host,
