@@ -107,9 +107,19 @@ def test_every_setting_is_reachable_from_end_to_end_of_its_range(helm: str, high
     for key, value in expected.items():
         found = read
         for part in key.split("."):
-            found = found.get(part) if found is not None else None  # Helm leaves out what is null
+            found = found[part]
         assert found == value, key
         assert type(found) is type(value) or {type(found), type(value)} == {int, float}, key
+
+
+def test_null_is_a_value_where_it_means_something(tools: None) -> None:
+    meant = [key for key, leaf in LEAVES.items() if leaf.optional and leaf.default is not None]
+    assert meant == ["events.replay_port"]
+    for helm in ("helm3", "helm4"):
+        found = rendered(GATEWAY, {"config": {"events": {"replay_port": None}}}, helm=helm)
+        read = parse_document(the(found, "ConfigMap")["data"]["warmroute.yaml"], "warmroute.yaml")
+        assert isinstance(read, dict)
+        assert read["events"] == {"replay_port": None}
 
 
 REFUSED_BY_THE_GATEWAYS = [
