@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_origin
 
 import pytest
-from charts_rig import GATEWAY, MODEL, ROOT, RefusedError, render, rendered, the
+from charts_rig import GATEWAY, MODEL, ROOT, RefusedError, invalid, render, rendered, the
 from charts_values import GATEWAY_AXES, MODEL_AXES
 
 from warmroute.config.document import parse_document
@@ -21,6 +21,7 @@ SCHEMAS = {
 }
 OWN_MINIMUM = {"gateway.port": 1, "admin.port": 1}
 """The chart must know the ports, so the system cannot choose them."""
+OF_THE_CHART = ("engines", "gateway", "admin", "discovery")
 
 
 def test_the_configuration_in_the_schema_is_todays() -> None:
@@ -120,6 +121,14 @@ def test_null_is_a_value_where_it_means_something(tools: None) -> None:
         read = parse_document(the(found, "ConfigMap")["data"]["warmroute.yaml"], "warmroute.yaml")
         assert isinstance(read, dict)
         assert read["events"] == {"replay_port": None}
+
+
+def test_sections_may_be_empty(tools: None) -> None:
+    """As they are when all their lines are commented out."""
+    config: dict[str, Any] = {section: None for section in json_schema()["properties"] if section not in OF_THE_CHART}
+    for empty in (config, {**config, "discovery": None}, {"discovery": {"kubernetes": None, "service": None}}):
+        for more in ({}, {"tls": {"secret": "a"}, "secrets": {"engineKey": {"name": "a", "key": "b"}}}):
+            assert invalid(rendered(GATEWAY, {"config": {ENGINES: ["http://a:1"], **empty}, **more}), ["1.37"]) == []
 
 
 REFUSED_BY_THE_GATEWAYS = [
