@@ -264,7 +264,7 @@ Place Nodes::add_place() {
 }
 
 void Nodes::remove_place(Place place) {
-    unmark_all(place);
+    joined_[place] = {decltype(Joined::segments)(ledger_), 0};
     free_places_.push_back(place);
     if (free_places_.size() < joined_.size()) return;
     joined_ = decltype(joined_)(ledger_);
@@ -337,16 +337,24 @@ void Nodes::unmark(Node node, Place place) {
     bury(number, bit_of(node));
 }
 
-void Nodes::unmark_all(Place place) {
-    const std::vector<std::uint32_t> segments = segments_of(place);
-    joined_[place] = {decltype(Joined::segments)(ledger_), 0};
-    for (const std::uint32_t number : segments) {
+bool Nodes::unmark_some(Place place, std::size_t& budget) {
+    Joined& joined = joined_[place];
+    while (!joined.segments.empty()) {
+        if (budget == 0) return false;
+        const std::uint32_t number = joined.segments.back();
+        joined.segments.pop_back();
+        --budget;
+        if (number >= made_) continue;  // it was there once
         Holders& holders = at(number).holders;
         const std::uint32_t holder = holders.search(place);
+        if (holder == holders.count() || holders.places()[holder] != place) continue;
         const std::uint64_t gone = holders.masks()[holder];
         holders.erase(holder, ledger_);
+        --joined.count;
+        budget -= std::min(budget, static_cast<std::size_t>(std::popcount(gone)));
         bury(number, gone);
     }
+    return true;
 }
 
 // Of these positions of a segment, give up those that no place holds any more.

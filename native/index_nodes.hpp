@@ -130,6 +130,7 @@ class Nodes {
     void add_key(Node node, Key key, std::uint64_t hash);
 
     Place add_place();
+    // Only for a place without marks.
     void remove_place(Place place);
     bool held(Node node, Place place) const noexcept { return (mask(segment_of(node), place) & bit_of(node)) != 0; }
     std::uint64_t mask(std::uint32_t segment, Place place) const noexcept;
@@ -137,7 +138,8 @@ class Nodes {
     void mark(std::uint32_t segment, std::uint64_t positions, Place place);
     // Without its last mark, a node is gone.
     void unmark(Node node, Place place);
-    void unmark_all(Place place);
+    // Take away a place's marks, of about `budget` nodes, which counts down. Whether that was the rest.
+    bool unmark_some(Place place, std::size_t& budget);
     // Every segment with nodes that are held at the place, in order.
     std::vector<std::uint32_t> segments_of(Place place) const;
 

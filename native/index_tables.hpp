@@ -90,6 +90,22 @@ class FlatMap {
         }
     }
 
+    // For a map that nobody asks any more: visit and forget what is in the slots from `next` on, as many as `budget` says.
+    // Whether that was the rest.
+    template <class Visit>
+    bool drain(std::size_t& next, std::size_t& budget, Visit visit) {
+        if (capacity_ == 0) return true;
+        for (; next < capacity_ && budget != 0; ++next, --budget) {
+            if (!full_[next]) continue;
+            visit(slots_[next].key, slots_[next].value);
+            full_[next] = 0;
+        }
+        if (next < capacity_) return false;
+        next = 0;
+        clear();
+        return true;
+    }
+
     void clear() noexcept {
         if (capacity_ != 0) ledger_->give(slots_, bytes(capacity_));
         slots_ = nullptr;

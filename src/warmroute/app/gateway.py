@@ -36,6 +36,7 @@ from warmroute.service.membership import Membership, engine_keys
 from warmroute.service.ports import Tokenizer
 from warmroute.service.routing import Routing
 from warmroute.service.status import Status
+from warmroute.service.sweeping import sweep_forever
 from warmroute.service.tokens import Tokens
 from warmroute.types import Fleet, TrustState, WorkerId
 
@@ -58,7 +59,7 @@ class Gateway:
     ) -> None:
         clock = time.monotonic
         self.config = config
-        index = make_index(config.events.orphan_blocks_max, config.events.blocks_max)
+        index = make_index(config.events.orphan_blocks_max, config.events.blocks_max, config.events.worker_blocks_max)
         self.router = Router(index, config.routing, load_policy(config.routing.policy), timer=time.perf_counter)
         sources = zmq_event_sources(context, config.events)
         self.following = Following(self.router, sources, config.events, clock, time.time)
@@ -121,6 +122,7 @@ class Gateway:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.membership.run(), name="membership")
             tasks.create_task(self._tick(), name="tick")
+            tasks.create_task(sweep_forever(self.router.index), name="sweep")
             tasks.create_task(self._verify_tokenizer(), name="verify tokenizer")
 
     async def until_ready(self, workers: int = 1) -> None:
