@@ -138,8 +138,11 @@ class Nodes {
     void mark(std::uint32_t segment, std::uint64_t positions, Place place);
     // Without its last mark, a node is gone.
     void unmark(Node node, Place place);
-    // Take away a place's marks, of about `budget` nodes, which counts down. Whether that was the rest.
+    // Take away a place's marks, on about `budget` nodes, which counts down; nobody else must mark there meanwhile. Whether
+    // that was the rest.
     bool unmark_some(Place place, std::size_t& budget);
+    // Free segments that were used once; whether that was the rest.
+    bool sweep(std::size_t& budget) noexcept;
     // Every segment with nodes that are held at the place, in order.
     std::vector<std::uint32_t> segments_of(Place place) const;
 
@@ -152,11 +155,6 @@ class Nodes {
 
   private:
     static constexpr std::uint32_t page_segments = 256;
-
-    struct Joined {  // segments with nodes that are held at a place, and some that had
-        std::vector<std::uint32_t, Counted<std::uint32_t>> segments;
-        std::uint32_t count = 0;
-    };
 
     Segment& at(std::uint32_t number) noexcept { return pages_[number / page_segments][number % page_segments]; }
     Segment& at_node(Node node) noexcept { return at(segment_of(node)); }
@@ -178,7 +176,6 @@ class Nodes {
     void give_segment(std::uint32_t number);
     std::uint32_t join(std::uint32_t segment, Place place);
     void leave(std::uint32_t segment, std::uint32_t holder);
-    void compact(Place place);
     void bury(std::uint32_t number, std::uint64_t positions);
     void trim(std::uint32_t number);
     void check_segment(std::uint32_t number, std::vector<std::string>& found) const;
@@ -190,10 +187,11 @@ class Nodes {
     std::uint32_t free_ = no_node;     // the first free one
     std::uint32_t free_count_ = 0;
     std::uint64_t live_count_ = 0;
-    ShardedNodeTable heads_;           // by prefix: the first node of each segment, and listed ones
-    ShardedNodeTable keys_;            // by key: nodes that have one
+    SplitNodeTable heads_;             // by prefix: the first node of each segment, and listed ones
+    SplitNodeTable keys_;              // by key: nodes that have one
     std::uint64_t listed_ = 0;         // nodes in heads_ that are not the first of their segment
-    std::vector<Joined, Counted<Joined>> joined_;  // by place
+    std::vector<SplitNodeTable, Counted<SplitNodeTable>> joined_;  // by place: segments with nodes that are held there
+    std::size_t swept_ = 0;            // of the place that is being swept
     std::vector<Place, Counted<Place>> free_places_;
     std::optional<FlatMap<PrefixHash, Node>> everywhere_;  // while restoring: every node
     std::uint32_t recent_segment_ = no_node;  // where the last mark was made: the next is likely there

@@ -42,7 +42,7 @@ bool Index::sweep(std::size_t blocks) {
     names_.sweep();
     if (!forgotten_.empty()) return true;
     shrink();
-    return false;
+    return !nodes_.sweep(budget);
 }
 
 bool Index::sweep_worker(Worker& worker, std::size_t& budget) {

@@ -187,17 +187,17 @@ struct Worker {
     Groups groups;
 
     // Where the worker's key for a node is not the one that workers share: key -> node, and back.
-    FlatMap<std::uint32_t, OwnKeys> own_keys;  // by segment
-    NodeTable own;
+    SplitMap<std::uint32_t, OwnKeys> own_keys;  // by segment
+    SplitNodeTable own;
     StableMap<Twin> twins;
-    FlatMap<Node, Key> twins_at;  // the first of them
+    SplitMap<Node, Key> twins_at;  // the first of them
 
-    FlatMap<Node, Parent> parents;  // of records whose parent is not the worker's record at the node before
+    SplitMap<Node, Parent> parents;  // of records whose parent is not the worker's record at the node before
     // How many held records name a record as their parent, unless it is the next position of the same segment:
-    FlatMap<Node, std::uint32_t> branches;   // their node is the first of a segment
-    FlatMap<Key, std::uint32_t> named_keys;  // they are in `parents`, or twins
+    SplitMap<Node, std::uint32_t> branches;   // their node is the first of a segment
+    SplitMap<Key, std::uint32_t> named_keys;  // they are in `parents`, or twins
     // Copies beyond the first, by place and node; with twins at the node, all copies of its record.
-    FlatMap<std::uint64_t, std::uint64_t> more_copies;
+    SplitMap<std::uint64_t, std::uint64_t> more_copies;
 
     StableMap<Parked> parked;
     Parked* oldest = nullptr;
