@@ -338,8 +338,8 @@ void Nodes::unmark(Node node, Place place) {
     bury(number, bit_of(node));
 }
 
-bool Nodes::unmark_some(Place place, std::size_t& budget) {
-    return joined_[place].drain(swept_, budget, [&](std::uint32_t number) {
+bool Nodes::unmark_some(Place place, std::size_t& next, std::size_t& budget) {
+    return joined_[place].drain(next, budget, [&](std::uint32_t number) {
         Holders& holders = at(number).holders;
         const std::uint32_t holder = holders.search(place);
         const std::uint64_t gone = holders.masks()[holder];

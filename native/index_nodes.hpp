@@ -121,7 +121,7 @@ class Nodes {
         return keys_.find(hash, [&](Node node) { return this->key(node) == key; });
     }
     Node shared(Key key) const { return shared(key, table_hash(key)); }
-    void prefetch_shared(std::uint64_t hash) const noexcept { keys_.prefetch(hash); }
+    [[gnu::always_inline]] void prefetch_shared(std::uint64_t hash) const noexcept { keys_.prefetch(hash); }
     bool has_key(Node node) const noexcept { return (segment_at(node).named & bit_of(node)) != 0; }
     Key key(Node node) const noexcept { return segment_at(node).key(position_of(node)); }
     // Whether the key is the one that workers share for this node, or has become it now.
@@ -138,9 +138,9 @@ class Nodes {
     void mark(std::uint32_t segment, std::uint64_t positions, Place place);
     // Without its last mark, a node is gone.
     void unmark(Node node, Place place);
-    // Take away a place's marks, on about `budget` nodes, which counts down; nobody else must mark there meanwhile. Whether
-    // that was the rest.
-    bool unmark_some(Place place, std::size_t& budget);
+    // Take away a place's marks, on about `budget` nodes, which counts down; nobody else must mark there meanwhile. `next`
+    // is 0 at first and then what the last call left. Whether that was the rest.
+    bool unmark_some(Place place, std::size_t& next, std::size_t& budget);
     // Free segments that were used once; whether that was the rest.
     bool sweep(std::size_t& budget) noexcept;
     // Every segment with nodes that are held at the place, in order.
@@ -187,11 +187,10 @@ class Nodes {
     std::uint32_t free_ = no_node;     // the first free one
     std::uint32_t free_count_ = 0;
     std::uint64_t live_count_ = 0;
-    SplitNodeTable heads_;             // by prefix: the first node of each segment, and listed ones
-    SplitNodeTable keys_;              // by key: nodes that have one
+    ShardedNodeTable heads_;           // by prefix: the first node of each segment, and listed ones
+    ShardedNodeTable keys_;            // by key: nodes that have one
     std::uint64_t listed_ = 0;         // nodes in heads_ that are not the first of their segment
     std::vector<SplitNodeTable, Counted<SplitNodeTable>> joined_;  // by place: segments with nodes that are held there
-    std::size_t swept_ = 0;            // of the place that is being swept
     std::vector<Place, Counted<Place>> free_places_;
     std::optional<FlatMap<PrefixHash, Node>> everywhere_;  // while restoring: every node
     std::uint32_t recent_segment_ = no_node;  // where the last mark was made: the next is likely there
@@ -216,7 +215,7 @@ class Lookahead {
   private:
     static constexpr std::size_t distance = 8;
 
-    void fetch(std::size_t i) noexcept {
+    [[gnu::always_inline]] void fetch(std::size_t i) noexcept {
         if (i >= keys_.size()) return;
         const std::uint64_t hash = table_hash(keys_[i]);
         hashes_[i % distance] = hash;

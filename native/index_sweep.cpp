@@ -48,7 +48,7 @@ bool Index::sweep(std::size_t blocks) {
 bool Index::sweep_worker(Worker& worker, std::size_t& budget) {
     for (; !worker.places.empty(); worker.places.pop_back()) {
         const Place place = worker.places.back().place;
-        if (!nodes_.unmark_some(place, budget)) return false;
+        if (!nodes_.unmark_some(place, worker.swept, budget)) return false;
         nodes_.remove_place(place);
     }
     return sweep_keys(worker, budget);

@@ -39,7 +39,7 @@ class FlatMap {
     };
 
   public:
-    static constexpr std::size_t size_max = 1536;  // of one that splits
+    static constexpr std::size_t size_max = 3072;  // of one that splits
 
     explicit FlatMap(Ledger& ledger) noexcept : ledger_(&ledger) {}
     FlatMap(const FlatMap&) = delete;
@@ -187,36 +187,40 @@ class NodeTable {
         std::array<Node, slots> nodes;
     };
     static_assert(sizeof(Chunk) == 64);
-    static constexpr std::size_t chunks_max = 256;  // of one that splits
+    static constexpr std::size_t chunks_max = 1024;  // of one that splits: 64 KiB, as memory has them in large pages
 
   public:
     static constexpr std::size_t size_max = chunks_max * slots_filled;
 
     explicit NodeTable(Ledger& ledger) noexcept : ledger_(&ledger) {}
-    NodeTable(const NodeTable&) = delete;
-    NodeTable& operator=(const NodeTable&) = delete;
+    NodeTable(NodeTable&& other) noexcept
+        : ledger_(other.ledger_),
+          chunks_(std::exchange(other.chunks_, nullptr)),
+          chunk_count_(std::exchange(other.chunk_count_, 0)),
+          size_(std::exchange(other.size_, 0)) {}
+    NodeTable& operator=(NodeTable&&) = delete;
     ~NodeTable() { clear(); }
 
-    // Give to another, empty one what the rule says of a node's hash.
+    // Give to another, empty one what the rule says of a node's hash. What stays does not move.
     template <class HashOf, class Rule>
     void share(NodeTable& other, HashOf hash_of, Rule goes) {
-        NodeTable kept(*ledger_);
-        for (NodeTable* half : {&kept, &other}) half->resize(chunks_max, hash_of);
-        each([&](Node node) {
-            const std::uint64_t hash = hash_of(node);
-            NodeTable& half = goes(hash) ? other : kept;
-            half.place_in_order(hash, node);
-            ++half.size_;
-        });
-        std::swap(chunks_, kept.chunks_);
-        std::swap(chunk_count_, kept.chunk_count_);
-        std::swap(size_, kept.size_);
+        other.resize(chunk_count_, hash_of);
+        std::array<std::uint64_t, slots> hashes;
+        for (std::size_t c = 0; c < chunk_count_; ++c) {
+            hash_all(chunks_[c], hash_of, hashes);
+            for (std::size_t slot = 0; slot < slots; ++slot) {
+                if (chunks_[c].tags[slot] == 0 || !goes(hashes[slot])) continue;
+                other.place_in_order(hashes[slot], chunks_[c].nodes[slot]);
+                take_out(hashes[slot], c, slot);
+                ++other.size_;
+            }
+        }
     }
 
     std::size_t size() const noexcept { return size_; }
     bool empty() const noexcept { return size_ == 0; }
 
-    void prefetch(std::uint64_t hash) const noexcept {
+    [[gnu::always_inline]] void prefetch(std::uint64_t hash) const noexcept {
         if (chunk_count_ != 0) __builtin_prefetch(&chunks_[home(hash)]);
     }
 
@@ -241,7 +245,7 @@ class NodeTable {
     template <class HashOf>
     void insert(std::uint64_t hash, Node node, HashOf hash_of) {
         if (size_ + 1 > chunk_count_ * slots_filled && !(chunk_count_ == 1 && size_ < slots)) {
-            resize(chunk_count_ == 0 ? 1 : chunk_count_ < chunks_max / 4 ? chunk_count_ * 4 : chunk_count_ * 2, hash_of);
+            resize(chunk_count_ == 0 ? 1 : chunk_count_ < 256 ? chunk_count_ * 4 : chunk_count_ * 2, hash_of);
         }
         place(hash, node);
         ++size_;
@@ -257,11 +261,7 @@ class NodeTable {
             for (unsigned found = matching(chunk, tag); found != 0; found &= found - 1) {
                 const auto slot = static_cast<std::size_t>(std::countr_zero(found));
                 if (chunk.nodes[slot] != node) continue;
-                chunk.tags[slot] = 0;
-                for (std::size_t passed = home(hash); passed != c; passed = next(passed)) {
-                    if (chunks_[passed].overflow != overflow_max) --chunks_[passed].overflow;
-                }
-                --size_;
+                take_out(hash, c, slot);
                 if (size_ == 0) {
                     clear();
                 } else if (size_ * 4 < chunk_count_ * slots_filled) {
@@ -348,6 +348,22 @@ class NodeTable {
         chunks_[c].nodes[slot] = node;
     }
 
+    void take_out(std::uint64_t hash, std::size_t c, std::size_t slot) noexcept {
+        chunks_[c].tags[slot] = 0;
+        for (std::size_t passed = home(hash); passed != c; passed = next(passed)) {
+            if (chunks_[passed].overflow != overflow_max) --chunks_[passed].overflow;
+        }
+        --size_;
+    }
+
+    // All hashes of a chunk at once: each is a walk through memory, and they do not wait for each other.
+    template <class HashOf>
+    static void hash_all(const Chunk& chunk, HashOf hash_of, std::array<std::uint64_t, slots>& hashes) {
+        for (std::size_t slot = 0; slot < slots; ++slot) {
+            if (chunk.tags[slot] != 0) hashes[slot] = hash_of(chunk.nodes[slot]);
+        }
+    }
+
     template <class HashOf>
     void resize(std::size_t count, HashOf hash_of) {
         auto* const memory = static_cast<Chunk*>(ledger_->take(count * sizeof(Chunk)));
@@ -356,10 +372,7 @@ class NodeTable {
         const std::size_t old_count = std::exchange(chunk_count_, count);
         std::array<std::uint64_t, slots> hashes;
         for (std::size_t c = 0; c < old_count; ++c) {
-            // All hashes of a chunk first: each is a walk through memory, and they do not wait for each other.
-            for (std::size_t slot = 0; slot < slots; ++slot) {
-                if (old[c].tags[slot] != 0) hashes[slot] = hash_of(old[c].nodes[slot]);
-            }
+            hash_all(old[c], hash_of, hashes);
             for (std::size_t slot = 0; slot < slots; ++slot) {
                 if (old[c].tags[slot] != 0) place_in_order(hashes[slot], old[c].nodes[slot]);
             }
@@ -397,6 +410,7 @@ class Splitting {
           parts_(std::exchange(other.parts_, nullptr)),
           part_count_(std::exchange(other.part_count_, 0)),
           depth_(std::exchange(other.depth_, 0)),
+          mask_(std::exchange(other.mask_, 0)),
           size_(std::exchange(other.size_, 0)) {}
     Splitting& operator=(Splitting&&) = delete;
     ~Splitting() { clear(); }
@@ -432,12 +446,12 @@ class Splitting {
         }
         directory_ = parts_ = nullptr;
         depth_ = 0;
-        size_ = 0;
+        mask_ = size_ = 0;
     }
 
   protected:
-    // The table for a hash; none if there is nothing at all.
-    Table* table(std::uint64_t hash) const noexcept { return size_ == 0 ? nullptr : &part(hash).table; }
+    // The table for a hash, if there is anything at all.
+    Table* table(std::uint64_t hash) const noexcept { return &part(hash).table; }
     // The same, with room for one more. share(from, to, rule) is how entries are shared.
     template <class Share>
     Table& roomy(std::uint64_t hash, Share share) {
@@ -449,10 +463,7 @@ class Splitting {
     std::size_t& count() noexcept { return size_; }
 
   private:
-    std::size_t index(std::uint64_t hash, unsigned depth) const noexcept {
-        return (hash >> first_bit) & ((std::size_t{1} << depth) - 1);
-    }
-    Part& part(std::uint64_t hash) const noexcept { return *directory_[index(hash, depth_)]; }
+    Part& part(std::uint64_t hash) const noexcept { return *directory_[(hash >> first_bit) & mask_]; }
 
     Part** take_parts(unsigned depth) { return static_cast<Part**>(ledger_->take(sizeof(Part*) << depth)); }
     Part* new_part(unsigned depth) {
@@ -481,6 +492,7 @@ class Splitting {
         ledger_->give(std::exchange(directory_, directory), bytes);
         ledger_->give(std::exchange(parts_, parts), bytes);
         ++depth_;
+        mask_ = 2 * mask_ + 1;
     }
 
     template <class Share>
@@ -491,7 +503,7 @@ class Splitting {
         Part* const half = new_part(full.depth);
         share(full.table, half->table, [&](std::uint64_t other) { return (other >> (first_bit + bit) & 1) != 0; });
         const std::size_t step = std::size_t{1} << bit;
-        for (std::size_t i = index(hash, bit) | step; i >> depth_ == 0; i += 2 * step) directory_[i] = half;
+        for (std::size_t i = ((hash >> first_bit) & (step - 1)) | step; i <= mask_; i += 2 * step) directory_[i] = half;
     }
 
     Ledger* ledger_;
@@ -499,6 +511,7 @@ class Splitting {
     Part** parts_ = nullptr;  // each once
     std::size_t part_count_ = 0;
     unsigned depth_ = 0;
+    std::size_t mask_ = 0;  // of `depth_` bits
     std::size_t size_ = 0;
 };
 
@@ -511,8 +524,7 @@ class SplitMap : public Splitting<FlatMap<Key, Value>> {
 
     Value* find(Key key) noexcept { return const_cast<Value*>(std::as_const(*this).find(key)); }
     const Value* find(Key key) const noexcept {
-        const Table* const table = this->table(table_hash(key));
-        return table == nullptr ? nullptr : table->find(key);
+        return this->empty() ? nullptr : this->table(table_hash(key))->find(key);
     }
     bool contains(Key key) const noexcept { return find(key) != nullptr; }
 
@@ -525,8 +537,7 @@ class SplitMap : public Splitting<FlatMap<Key, Value>> {
     }
 
     bool erase(Key key) {
-        Table* const table = this->table(table_hash(key));
-        if (table == nullptr || !table->erase(key)) return false;
+        if (this->empty() || !this->table(table_hash(key))->erase(key)) return false;
         if (--this->count() == 0) this->clear();
         return true;
     }
@@ -536,13 +547,9 @@ class SplitNodeTable : public Splitting<NodeTable> {
   public:
     using Splitting::Splitting;
 
-    void prefetch(std::uint64_t hash) const noexcept {
-        if (const NodeTable* const table = this->table(hash)) table->prefetch(hash);
-    }
     template <class Is>
     Node find(std::uint64_t hash, Is is) const {
-        const NodeTable* const table = this->table(hash);
-        return table == nullptr ? no_node : table->find(hash, is);
+        return empty() ? no_node : this->table(hash)->find(hash, is);
     }
     template <class HashOf>
     void insert(std::uint64_t hash, Node node, HashOf hash_of) {
@@ -552,11 +559,49 @@ class SplitNodeTable : public Splitting<NodeTable> {
     }
     template <class HashOf>
     bool erase(std::uint64_t hash, Node node, HashOf hash_of) {
-        NodeTable* const table = this->table(hash);
-        if (table == nullptr || !table->erase(hash, node, hash_of)) return false;
+        if (empty() || !this->table(hash)->erase(hash, node, hash_of)) return false;
         if (--count() == 0) clear();
         return true;
     }
+};
+
+// The same for the two tables of all workers, which every block asks: always so many, and one step less to each.
+class ShardedNodeTable {
+    static constexpr std::size_t shards = 64;
+
+  public:
+    explicit ShardedNodeTable(Ledger& ledger) noexcept
+        : tables_(make(ledger, std::make_index_sequence<shards>{})) {}
+
+    std::size_t size() const noexcept {
+        std::size_t sum = 0;
+        for (const NodeTable& table : tables_) sum += table.size();
+        return sum;
+    }
+    // Inlined always: as a call of its own the compiler takes it for one without effect.
+    [[gnu::always_inline]] void prefetch(std::uint64_t hash) const noexcept { of(hash).prefetch(hash); }
+    template <class Is>
+    Node find(std::uint64_t hash, Is is) const {
+        return of(hash).find(hash, is);
+    }
+    template <class HashOf>
+    void insert(std::uint64_t hash, Node node, HashOf hash_of) {
+        tables_[shard(hash)].insert(hash, node, hash_of);
+    }
+    template <class HashOf>
+    bool erase(std::uint64_t hash, Node node, HashOf hash_of) {
+        return tables_[shard(hash)].erase(hash, node, hash_of);
+    }
+
+  private:
+    template <std::size_t... I>
+    static std::array<NodeTable, shards> make(Ledger& ledger, std::index_sequence<I...>) {
+        return {((void)I, NodeTable(ledger))...};
+    }
+    static std::size_t shard(std::uint64_t hash) noexcept { return (hash >> 8) % shards; }
+    const NodeTable& of(std::uint64_t hash) const noexcept { return tables_[shard(hash)]; }
+
+    std::array<NodeTable, shards> tables_;
 };
 
 }  // namespace warmroute

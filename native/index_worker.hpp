@@ -207,7 +207,7 @@ struct Worker {
     static constexpr std::int64_t ageless = std::numeric_limits<std::int64_t>::max();
     Leaves leaves;                 // kept only if there is a limit
     std::int64_t eldest = ageless;  // the age of the first, where the index knows it by
-    std::size_t swept = 0;         // of a forgotten worker: slots of the table that is being swept
+    std::size_t swept = 0;         // of a forgotten worker: how far the table is that is being swept
 };
 
 }  // namespace warmroute
