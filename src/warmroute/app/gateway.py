@@ -29,7 +29,7 @@ from warmroute.core.router import Router
 from warmroute.edge.engine_api import HttpEngineApi
 from warmroute.edge.metrics import Metrics
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
-from warmroute.edge.zmq import zmq_event_sources
+from warmroute.edge.zmq import ReplaySlots, zmq_event_sources
 from warmroute.service.avoidance import Saturation, shut_workers
 from warmroute.service.following import Following
 from warmroute.service.membership import Membership, engine_keys
@@ -61,7 +61,8 @@ class Gateway:
         self.config = config
         index = make_index(config.events.orphan_blocks_max, config.events.blocks_max, config.events.worker_blocks_max)
         self.router = Router(index, config.routing, load_policy(config.routing.policy), timer=time.perf_counter)
-        sources = zmq_event_sources(context, config.events)
+        slots = ReplaySlots(config.events.replays_max)
+        sources = zmq_event_sources(context, config.events, slots)
         self.following = Following(self.router, sources, config.events, clock, time.time)
         keys = engine_keys(config)
         api = HttpEngineApi(session, config.membership.probe_timeout_s, keys)
@@ -89,6 +90,7 @@ class Gateway:
             ("state",),
             self.limiting.numbers,
         )
+        metrics.gauge("event_replays", "Replays under way, and those that wait for a slot", ("state",), slots.counts)
         metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
         metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
         self.status.breaker = lambda endpoint: self.breakers.of(endpoint, clock()).state

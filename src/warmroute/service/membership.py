@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Protocol
+from typing import Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from warmroute.config.tree import Config, EngineConfig
@@ -45,13 +45,17 @@ class FleetListener(Protocol):
         ...
 
 
+Addresses: TypeAlias = dict[int, EventAddress | None]
+"""Where each data-parallel rank publishes, in order; None: nowhere that we may listen."""
+
+
 @dataclass(slots=True)
 class _Engine:
     config: EngineConfig
     endpoint: Endpoint
     workers: list[WorkerId] = field(default_factory=list)
     """By rank."""
-    addresses: list[EventAddress | None] = field(default_factory=list)
+    addresses: Addresses = field(default_factory=dict)
     up: bool | None = None
     """None: not asked yet."""
     problem: str | None = None
@@ -236,17 +240,20 @@ class Membership:
             _log_addresses(engine, addresses)
         self._place(engine, facts, addresses, restarted)
 
-    def _unshared(self, engine: _Engine, addresses: list[EventAddress | None]) -> list[EventAddress | None]:
+    def _unshared(self, engine: _Engine, addresses: Addresses) -> Addresses:
         """The addresses that no other engine publishes at: one engine's events must not be credited to two."""
         taken = {
             address.endpoint: other.endpoint.url
             for other in self._engines
             if other is not engine and other.up
-            for address in other.addresses
+            for address in other.addresses.values()
             if address is not None
         }
-        own = [address if address is None or address.endpoint not in taken else None for address in addresses]
-        for address in addresses:
+        own = {
+            rank: None if address is not None and address.endpoint in taken else address
+            for rank, address in addresses.items()
+        }
+        for address in addresses.values():
             if own != engine.addresses and address is not None and address.endpoint in taken:
                 _log.warning(
                     "%s is taken to publish at %s, as %s does already: it is routed to by load. Name its "
@@ -257,20 +264,18 @@ class Membership:
                 )
         return own
 
-    def _place(
-        self, engine: _Engine, facts: EngineFacts, addresses: list[EventAddress | None], restarted: bool
-    ) -> None:
+    def _place(self, engine: _Engine, facts: EngineFacts, addresses: Addresses, restarted: bool) -> None:
         """Make the engine's workers what the facts say, and tell the listener what that changes."""
-        before, old = dict(self._workers), list(zip(engine.workers, engine.addresses, strict=True))
+        before, old = dict(self._workers), list(zip(engine.workers, engine.addresses.items(), strict=True))
         for gone, _ in old[len(addresses) :]:
             del self._workers[gone]
             self._listener.worker_removed(gone)
         missing = range(len(old), len(addresses))
         engine.workers = engine.workers[: len(addresses)] + [WorkerId(next(self._ids)) for _ in missing]
-        engine.addresses = addresses
-        moved = [rank >= len(old) or old[rank][1] != address for rank, address in enumerate(addresses)]
-        for rank, worker in enumerate(engine.workers):
-            trust = self._no_trust(addresses[rank]) if moved[rank] else before[worker].trust
+        engine.addresses, new = addresses, list(zip(engine.workers, addresses.items(), strict=True))
+        moved = [each not in old for each in new]
+        for (worker, (rank, address)), has_moved in zip(new, moved, strict=True):
+            trust = self._no_trust(address) if has_moved else before[worker].trust
             self._workers[worker] = Worker(
                 id=worker,
                 endpoint=engine.endpoint,
@@ -283,11 +288,11 @@ class Membership:
                 version=facts.version,
                 ready=not engine.asleep,
             )
-        for rank, worker in enumerate(engine.workers):
-            if moved[rank]:
+        for (worker, (_, address)), has_moved in zip(new, moved, strict=True):
+            if has_moved:
                 if worker in before:
                     self._listener.worker_removed(worker)
-                self._listener.worker_added(self._workers[worker], addresses[rank])
+                self._listener.worker_added(self._workers[worker], address)
             elif restarted:
                 self._listener.worker_restarted(worker, facts.process_start)
         if self._workers != before:
@@ -320,25 +325,25 @@ def engine_keys(config: Config) -> dict[Endpoint, str]:
     return {endpoint: key for endpoint, key in keys.items() if key is not None}
 
 
-def event_addresses(
-    config: Config, engine: EngineConfig, endpoint: Endpoint, facts: EngineFacts
-) -> list[EventAddress | None]:
+def event_addresses(config: Config, engine: EngineConfig, endpoint: Endpoint, facts: EngineFacts) -> Addresses:
     """Where each rank of an engine publishes; None: nowhere that we may listen.
+
+    An engine that is one rank of several, each with an address of its own, speaks of that rank only: it is all it has.
 
     What the operator says of this engine holds before what the engine says of itself (it may sit behind a port
     mapping), and that before the defaults, which are used only if the engine says nothing at all.
     """
     said = facts.event_sources
-    ranks = engine.data_parallel_size or (max(said) + 1 if said else 1)
+    ranks = range(engine.data_parallel_size) if engine.data_parallel_size else sorted(said or (0,))
     if not (config.events.enabled and engine.events):
-        return [None] * ranks
+        return dict.fromkeys(ranks)
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     default = None if said is not None else f"tcp://{host}:{config.events.port}"
     port = config.events.replay_port
-    clear = port is not None and abs(port - config.events.port) >= ranks
+    clear = port is not None and abs(port - config.events.port) >= len(ranks)
     default_replay = f"tcp://{host}:{port}" if default and clear else None
-    found: list[EventAddress | None] = []
-    for rank in range(ranks):
+    found: Addresses = {}
+    for rank in ranks:
         own = said.get(rank) if said else None
         address = (
             _shifted(engine.events_endpoint or default, rank) if not own or engine.events_endpoint else own.endpoint
@@ -349,9 +354,9 @@ def event_addresses(
         topic = engine.topic if engine.topic is not None else own.topic if own else ""
         listen = _shifted(engine.events_listen, rank)
         if listen:
-            found.append(EventAddress(listen, replay, topic, bind=True))
+            found[rank] = EventAddress(listen, replay, topic, bind=True)
         else:
-            found.append(EventAddress(address, replay, topic) if address else None)
+            found[rank] = EventAddress(address, replay, topic) if address else None
     return found
 
 
@@ -369,8 +374,8 @@ def _shifted(address: str | None, rank: int) -> str | None:
     return address if rank == 0 else None
 
 
-def _log_addresses(engine: _Engine, addresses: list[EventAddress | None]) -> None:
-    for rank, address in enumerate(addresses):
+def _log_addresses(engine: _Engine, addresses: Addresses) -> None:
+    for rank, address in addresses.items():
         where = f"{engine.endpoint.url} rank {rank}"
         if address is None:
             _log.info("%s has no events to follow: it is routed to by load", where)
