@@ -154,7 +154,7 @@ class Nodes {
     void problems(std::vector<std::string>& found) const;
 
   private:
-    static constexpr std::uint32_t page_segments = 256;
+    static constexpr std::uint32_t page_segments = 1024;  // 64 KiB, which goes back to the system as it is
 
     Segment& at(std::uint32_t number) noexcept { return pages_[number / page_segments][number % page_segments]; }
     Segment& at_node(Node node) noexcept { return at(segment_of(node)); }

@@ -31,6 +31,7 @@ from warmroute.types import BlockHash, WorkerId
 
 BLOCK_SIZE = 16
 EVENT_BLOCKS = 100
+LONG_NS = 2_000_000
 Returned = TypeVar("Returned")
 
 
@@ -40,16 +41,22 @@ class Longest:
     def __init__(self) -> None:
         self.ns: dict[str, int] = {}
         self.count: dict[str, int] = {}
+        self.over: dict[str, int] = {}
 
     def time(self, kind: str, call: Callable[..., Returned], *arguments: object) -> Returned:
         start = time.thread_time_ns()
         result = call(*arguments)
-        self.ns[kind] = max(self.ns.get(kind, 0), time.thread_time_ns() - start)
+        took = time.thread_time_ns() - start
+        self.ns[kind] = max(self.ns.get(kind, 0), took)
         self.count[kind] = self.count.get(kind, 0) + 1
+        self.over[kind] = self.over.get(kind, 0) + (took > LONG_NS)
         return result
 
     def __str__(self) -> str:
-        return ", ".join(f"{kind} {self.ns[kind] / 1e6:.2f} ms ({self.count[kind]:,})" for kind in self.ns)
+        return ", ".join(
+            f"{kind} {ns / 1e6:.2f} ms ({self.over[kind]} of {self.count[kind]:,} over {LONG_NS // 10**6} ms)"
+            for kind, ns in self.ns.items()
+        )
 
 
 def stores(blocks: int, chain_blocks: int, *, seed: int, as_bytes: bool) -> Iterator[BlockStored]:
