@@ -25,6 +25,7 @@ from warmroute.core.wire.events import BlockStored
 from warmroute.edge.zmq import zmq_event_sources
 from warmroute.service.following import Following
 from warmroute.service.ports import EventAddress
+from warmroute.service.sweeping import sweep_forever
 from warmroute.testing.events import encode_batch, replay_end, replay_frames
 from warmroute.types import Endpoint, TrustState, Worker, WorkerId
 
@@ -89,6 +90,7 @@ class Bench:
                 return late
 
     async def run(self, seconds: float) -> None:
+        sweeping = asyncio.create_task(sweep_forever(self.router.index))
         began = time.perf_counter()
         late = await self.until_live()
         took = time.perf_counter() - began
@@ -106,6 +108,7 @@ class Bench:
         late = await self.until_live()
         print(f"resync: {time.perf_counter() - began:.1f} s: {quantiles(late)}")
         self.following.close()
+        sweeping.cancel()
 
 
 def prefixes(prompt: list[int]) -> list[int]:

@@ -7,26 +7,34 @@
 
 namespace warmroute {
 
-Index::Index(std::uint64_t orphan_blocks_max, std::optional<std::uint64_t> blocks_max)
+Index::Index(Limits limits)
     : names_(ledger_),
       nodes_(ledger_, names_),
-      orphan_blocks_max_(orphan_blocks_max),
-      blocks_max_(blocks_max),
+      limits_(limits),
       workers_(ledger_),
       free_workers_(ledger_),
       numbers_(ledger_),
       answers_(ledger_),
       headless_(ledger_),
-      leaves_(ledger_),
+      forgotten_(ledger_),
+      eldest_(ledger_),
       matching_(std::make_unique<Matching>()) {}
 
 Index::~Index() {
     for (Worker* worker : workers_) {
-        if (worker == nullptr) continue;
-        worker->own_keys.each([&](std::uint32_t, const OwnKeys& own) { ledger_.give(own.keys, own.capacity * sizeof(Key)); });
-        std::destroy_at(worker);
-        ledger_.give(worker, sizeof(Worker));
+        if (worker != nullptr) destroy(worker);
     }
+    for (Worker* worker : forgotten_) destroy(worker);
+}
+
+Worker* Index::make_worker(WorkerId id, std::uint32_t number) {
+    return std::construct_at(static_cast<Worker*>(ledger_.take(sizeof(Worker))), ledger_, id, number);
+}
+
+void Index::destroy(Worker* worker) {
+    worker->own_keys.each([&](std::uint32_t, const OwnKeys& own) { ledger_.give(own.keys, own.capacity * sizeof(Key)); });
+    std::destroy_at(worker);
+    ledger_.give(worker, sizeof(Worker));
 }
 
 // -- events
@@ -65,9 +73,14 @@ void Index::store(WorkerId id, const Stored& event, Report& report) {
         record = store_block(worker, key, described ? &claim : nullptr, record, place, count - i - 1, report);
         claim.parent = {key, true};
     }
-    while (worker.copies_parked > orphan_blocks_max_) report.orphans_dropped += drop_longest_parked(worker);
+    while (worker.copies_parked > limits_.orphan_blocks_max) report.orphans_dropped += drop_longest_parked(worker);
+    evict_outgrown(worker, report);
     evict(report);
-    names_.sweep();
+    if (forgotten_.empty()) {
+        names_.sweep();
+    } else {
+        sweep(2 * count);  // so that what is forgotten does not last, whoever else sweeps
+    }
 }
 
 void Index::remove(WorkerId id, const Removed& event, Report& report) {
@@ -90,77 +103,30 @@ void Index::clear(WorkerId id, Report& report) {
     Worker* const worker = find_worker(id);
     if (worker == nullptr) return;
     report.cleared += worker->copies + worker->copies_parked;
-    wipe(*worker);
+    disown(*worker);
 }
 
 void Index::drop(WorkerId id) {
     Worker* const worker = find_worker(id);
     if (worker == nullptr) return;
-    wipe(*worker);
-    for (const Whereabouts& at : worker->places) nodes_.remove_place(at.place);
-    if (worker->idle != no_place) nodes_.remove_place(worker->idle);
-    if (worker->twinned != no_place) nodes_.remove_place(worker->twinned);
-    std::erase(headless_, worker->number);
+    const std::uint32_t number = worker->number;
+    disown(*worker);
+    std::erase(headless_, number);
     numbers_.erase(id);
-    workers_[worker->number] = nullptr;
-    free_workers_.push_back(worker->number);
-    std::destroy_at(worker);
-    ledger_.give(worker, sizeof(Worker));
-    if (!numbers_.empty()) return;
-    workers_ = decltype(workers_)(ledger_);
-    free_workers_ = decltype(free_workers_)(ledger_);
-    answers_ = decltype(answers_)(ledger_);
-    headless_ = decltype(headless_)(ledger_);
-}
-
-// Forget all records of a worker.
-void Index::wipe(Worker& worker) {
-    copies_ -= worker.copies;
-    worker.copies = worker.held = worker.copies_parked = 0;
-    if (limited()) leaves_.erase_worker(worker.number);
-    for (const Whereabouts& at : worker.places) nodes_.unmark_all(at.place);
-    if (worker.idle != no_place) nodes_.unmark_all(worker.idle);
-    if (worker.twinned != no_place) nodes_.unmark_all(worker.twinned);
-    worker.own_keys.each([&](std::uint32_t, const OwnKeys& own) {
-        for (int i = 0; i < std::popcount(own.mask); ++i) names_.release(own.keys[i]);
-        ledger_.give(own.keys, own.capacity * sizeof(Key));
-    });
-    for (const auto& [key, twin] : worker.twins) {
-        names_.release(key);
-        if (twin.parent.known) names_.release(twin.parent.key);
-    }
-    worker.parents.each([&](Node, const Parent& parent) {
-        if (parent.known) names_.release(parent.key);
-    });
-    worker.named_keys.each([&](Key key, std::uint32_t) { names_.release(key); });
-    for (const auto& [key, parked] : worker.parked) {
-        names_.release(key);
-        if (parked.claim) names_.release(parked.claim->parent.key);
-    }
-    worker.own_keys.clear();
-    worker.own.clear();
-    worker.twins = decltype(worker.twins)(0, KeyHash{}, std::equal_to<>{}, ledger_);
-    worker.twins_at.clear();
-    worker.parents.clear();
-    worker.branches.clear();
-    worker.named_keys.clear();
-    worker.more_copies.clear();
-    worker.parked = decltype(worker.parked)(0, KeyHash{}, std::equal_to<>{}, ledger_);
-    worker.waiting = decltype(worker.waiting)(0, KeyHash{}, std::equal_to<>{}, ledger_);
-    worker.oldest = worker.newest = nullptr;
-    names_.sweep();
+    destroy(std::exchange(workers_[number], nullptr));
+    free_workers_.push_back(number);
+    shrink();
 }
 
 // Come back under the limit: see "oldest_leaf" in the contract.
 void Index::evict(Report& report) {
-    while (limited() && copies_ > *blocks_max_) {
-        if (leaves_.empty()) {
+    while (limits_.blocks_max && copies_ > *limits_.blocks_max) {
+        if (eldest_.empty()) {
             evict_greatest_worker(report);
             continue;
         }
-        const Leaves::Leaf leaf = leaves_.front();
-        Worker& worker = *workers_[leaf.worker];
-        report.evicted += take_all_copies(worker, find(worker, leaf.key));
+        Worker& worker = *workers_[eldest_.begin()->second];
+        report.evicted += take_all_copies(worker, find(worker, worker.leaves.front().key));
     }
 }
 
@@ -175,7 +141,49 @@ void Index::evict_greatest_worker(Report& report) {
     }
     report.evicted += greatest->copies;
     report.orphans_dropped += greatest->copies_parked;
-    wipe(*greatest);
+    disown(*greatest);
+}
+
+// The same within one worker.
+void Index::evict_outgrown(Worker& worker, Report& report) {
+    while (limits_.worker_blocks_max && worker.copies > *limits_.worker_blocks_max) {
+        if (worker.leaves.empty()) {
+            report.outgrown += worker.copies;
+            report.orphans_dropped += worker.copies_parked;
+            disown(worker);
+            return;
+        }
+        report.outgrown += take_all_copies(worker, find(worker, worker.leaves.front().key));
+    }
+}
+
+void Index::push_leaf(Worker& worker, Key key) {
+    worker.leaves.push_back({key, ++youngest_age_});
+    know_eldest(worker);
+}
+
+void Index::push_oldest_leaf(Worker& worker, Key key) {
+    worker.leaves.push_front({key, --oldest_age_});
+    know_eldest(worker);
+}
+
+void Index::touch_leaf(Worker& worker, Key key) {
+    worker.leaves.touch({key, ++youngest_age_});
+    know_eldest(worker);
+}
+
+void Index::erase_leaf(Worker& worker, Key key) {
+    worker.leaves.erase(key);
+    know_eldest(worker);
+}
+
+void Index::know_eldest(Worker& worker) {
+    if (!limits_.blocks_max) return;
+    const std::int64_t age = worker.leaves.empty() ? Worker::ageless : worker.leaves.front().age;
+    if (age == worker.eldest) return;
+    if (worker.eldest != Worker::ageless) eldest_.erase({worker.eldest, worker.number});
+    if (age != Worker::ageless) eldest_.insert({age, worker.number});
+    worker.eldest = age;
 }
 
 // -- workers and places
@@ -193,7 +201,7 @@ Worker& Index::worker_of(WorkerId id) {
     }
     const std::uint32_t number = free_workers_.back();
     free_workers_.pop_back();
-    workers_[number] = std::construct_at(static_cast<Worker*>(ledger_.take(sizeof(Worker))), ledger_, id, number);
+    workers_[number] = make_worker(id, number);
     numbers_[id] = number;
     return *workers_[number];
 }

@@ -37,15 +37,22 @@
 // A node is live while any place has a mark on it, and freed with its last one. Numbers of freed nodes are used again:
 // whoever keeps one across that (a segment its parent) checks by the prefix that it still means the same.
 //
+// A worker that is cleared or dropped is *forgotten*: at once its marks are at places that answer nothing, and its tables
+// are asked by nobody. They are swept later, some at a time, as a million marks take 50 ms to clear. Until then they are
+// to all others what another worker's are.
+//
 // Architecture invariant: two contents with equal 64-bit PrefixHashes are one content here. See hashing.py on collisions.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "event.hpp"
@@ -73,6 +80,7 @@ struct Report {
     std::uint64_t conflicts = 0;
     std::uint64_t partial = 0;
     std::uint64_t evicted = 0;
+    std::uint64_t outgrown = 0;
 };
 
 // See contract.Overlap; side by side, one element per worker.
@@ -107,9 +115,16 @@ struct DumpedBlock {
     std::vector<Groups::Fact> groups;
 };
 
+// See make_index.
+struct Limits {
+    std::uint64_t orphan_blocks_max;
+    std::optional<std::uint64_t> blocks_max{};
+    std::optional<std::uint64_t> worker_blocks_max{};
+};
+
 class Index {
   public:
-    Index(std::uint64_t orphan_blocks_max, std::optional<std::uint64_t> blocks_max);
+    explicit Index(Limits limits);
     Index(const Index&) = delete;
     Index& operator=(const Index&) = delete;
     ~Index();
@@ -119,6 +134,8 @@ class Index {
     void remove(WorkerId worker, const Removed& event, Report& report);
     void clear(WorkerId worker, Report& report);
     void drop(WorkerId worker);
+    // Free what clears and drops have left, about so many blocks of it; whether there is more.
+    bool sweep(std::size_t blocks);
 
     void match(std::span<const PrefixHash> prefixes, std::uint64_t block_size, Matches& matches);
     // What a match says of one worker: blocks, 0 if it is left out.
@@ -167,10 +184,21 @@ class Index {
     Place mark_place(Worker& worker, Place& place);
     Place new_place(const Worker& worker, Medium medium);
     void refresh_answers(const Worker& worker);
-    void wipe(Worker& worker);
+    Worker* make_worker(WorkerId id, std::uint32_t number);
+    void destroy(Worker* worker);
+    void disown(Worker& worker);
+    void shrink();
+    bool sweep_worker(Worker& worker, std::size_t& budget);
+    bool sweep_keys(Worker& worker, std::size_t& budget);
     void evict(Report& report);
+    void evict_outgrown(Worker& worker, Report& report);
     void evict_greatest_worker(Report& report);
-    bool limited() const noexcept { return blocks_max_.has_value(); }
+    bool limited() const noexcept { return limits_.blocks_max || limits_.worker_blocks_max; }
+    void push_leaf(Worker& worker, Key key);
+    void push_oldest_leaf(Worker& worker, Key key);
+    void touch_leaf(Worker& worker, Key key);
+    void erase_leaf(Worker& worker, Key key);
+    void know_eldest(Worker& worker);
 
     // index_store.cpp: what announcements do to records
     std::size_t store_new(Worker& worker, const Stored& event, std::size_t start, Parent& parent, Record& record,
@@ -262,19 +290,24 @@ class Index {
     void check_names(const Worker& worker, const std::vector<Record>& records, Checking& checking) const;
     void check_own_keys(const Worker& worker, Checking& checking) const;
     void check_parked(const Worker& worker, Checking& checking) const;
+    void check_forgotten(const Worker& worker, Checking& checking) const;
 
     mutable Ledger ledger_;  // what is const may still use memory
     Names names_;
     Nodes nodes_;
-    std::uint64_t orphan_blocks_max_;
-    std::optional<std::uint64_t> blocks_max_;
+    Limits limits_;
     std::uint64_t copies_ = 0;
     Vector<Worker*> workers_;  // by number
     Vector<std::uint32_t> free_workers_;
     FlatMap<WorkerId, std::uint32_t> numbers_;
     Vector<Answer> answers_;           // by place
     Vector<std::uint32_t> headless_;   // workers with sliding groups only: for them, a prompt's first block is not needed
-    Leaves leaves_;                    // kept only if there is a limit
+    Vector<Worker*> forgotten_;        // to be swept
+    // Who has the oldest leaf of all, by its age: kept only if there is a limit for all.
+    using Eldest = std::pair<std::int64_t, std::uint32_t>;
+    std::set<Eldest, std::less<>, Counted<Eldest>> eldest_;
+    std::int64_t youngest_age_ = 0;
+    std::int64_t oldest_age_ = 0;
     std::vector<Piece> pieces_;        // of the match that is going on
     std::unique_ptr<Matching> matching_;
 };

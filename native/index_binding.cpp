@@ -265,11 +265,11 @@ Removed removed_from(nb::handle event) {
 
 // Adds to the counts of a report, by names that are made once: with one block an event this would cost more than it.
 void add_to(nb::handle report, const Report& done) {
-    static constexpr std::size_t counts = 11;
+    static constexpr std::size_t counts = 12;
     static const std::array<PyObject*, counts> names = [] {
         constexpr std::array<const char*, counts> texts = {
             "stored",          "removed",    "cleared",   "unknown_removed", "orphaned", "adopted",
-            "orphans_dropped", "unresolved", "conflicts", "partial",         "evicted",
+            "orphans_dropped", "unresolved", "conflicts", "partial",         "evicted",  "outgrown",
         };
         std::array<PyObject*, counts> made{};
         std::ranges::transform(texts, made.begin(), PyUnicode_InternFromString);
@@ -277,7 +277,7 @@ void add_to(nb::handle report, const Report& done) {
     }();
     const std::array<std::uint64_t, counts> added = {
         done.stored,          done.removed,    done.cleared,   done.unknown_removed, done.orphaned, done.adopted,
-        done.orphans_dropped, done.unresolved, done.conflicts, done.partial,         done.evicted,
+        done.orphans_dropped, done.unresolved, done.conflicts, done.partial,         done.evicted,  done.outgrown,
     };
     for (std::size_t i = 0; i < counts; ++i) {
         if (added[i] == 0) continue;
@@ -380,9 +380,12 @@ nb::list problems(const Index& index) {
     return found;
 }
 
-void make_index(Index* memory, std::uint64_t orphan_blocks_max, nb::handle blocks_max) {
-    const auto limit = blocks_max.is_none() ? std::nullopt : std::optional(nb::cast<std::uint64_t>(blocks_max));
-    new (memory) Index(orphan_blocks_max, limit);
+std::optional<std::uint64_t> limit_from(nb::handle limit) {
+    return limit.is_none() ? std::nullopt : std::optional(nb::cast<std::uint64_t>(limit));
+}
+
+void make_index(Index* memory, std::uint64_t orphan_blocks_max, nb::handle blocks_max, nb::handle worker_blocks_max) {
+    new (memory) Index({orphan_blocks_max, limit_from(blocks_max), limit_from(worker_blocks_max)});
 }
 
 }  // namespace
@@ -396,11 +399,13 @@ void bind_index(nb::module_& module) {
         .def_prop_ro("by_medium", [](const MatchResult& self) { return self.view(self.matches->by_medium, 4, "I"); })
         .def("to_dict", &MatchResult::to_dict);
     nb::class_<Index>(module, "Index")
-        .def("__init__", &make_index, nb::arg("orphan_blocks_max"), nb::arg("blocks_max").none() = nb::none())
+        .def("__init__", &make_index, nb::arg("orphan_blocks_max"), nb::arg("blocks_max").none() = nb::none(),
+             nb::arg("worker_blocks_max").none() = nb::none())
         .def("store", &store, nb::arg("worker"), nb::arg("event"), nb::arg("report"))
         .def("remove", &remove, nb::arg("worker"), nb::arg("event"), nb::arg("report"))
         .def("clear", &clear, nb::arg("worker"), nb::arg("report").none() = nb::none())
         .def("drop", &Index::drop, nb::arg("worker"))
+        .def("sweep", &Index::sweep, nb::arg("blocks"))
         .def("add_batch", &apply_batch, nb::arg("worker"), nb::arg("batch"), nb::arg("report"))
         .def("match_arrays", &match_arrays, nb::arg("prefixes"), nb::arg("block_size"))
         .def("match_tuples", [](Index& self, nb::handle prefixes, std::uint64_t block_size) {

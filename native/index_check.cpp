@@ -13,7 +13,8 @@ namespace warmroute {
 struct Index::Checking {
     std::vector<std::string> problems;
     std::map<Key, std::uint64_t> uses;  // of interned keys
-    std::uint64_t leaves = 0;
+    std::uint64_t leaves = 0;  // of the worker that is checked
+    std::uint64_t eldest = 0;
     std::string subject;
 
     void say(bool wrong, const char* what) {
@@ -43,10 +44,11 @@ std::vector<std::string> Index::problems() const {
         check_worker(*worker, checking);
         copies += worker->copies;
     }
+    for (const Worker* worker : forgotten_) check_forgotten(*worker, checking);
     checking.subject.clear();
     checking.say(copies != copies_, "the copies do not add up");
-    checking.say(limited() && copies_ > *blocks_max_, "more copies than allowed");
-    checking.say(checking.leaves != leaves_.size(), "the leaves are not what the records say");
+    checking.say(limits_.blocks_max && copies_ > *limits_.blocks_max, "more copies than allowed");
+    checking.say(checking.eldest != eldest_.size(), "the eldest leaves are not what the workers say");
     checking.say(checking.uses.size() != names_.size(), "hashes are kept that nobody uses");
     for (const auto& [key, uses] : checking.uses) checking.say(uses != names_.uses(key), "a hash's uses are miscounted");
     return checking.problems;
@@ -56,6 +58,7 @@ void Index::check_worker(const Worker& worker, Checking& checking) const {
     const std::vector<Record> records = records_of(worker);
     std::uint64_t copies = 0;
     std::uint64_t held_count = 0;
+    checking.leaves = 0;
     for (const Record& record : records) {
         check_record(worker, record, checking);
         copies += total(copies_of(worker, record));
@@ -63,6 +66,12 @@ void Index::check_worker(const Worker& worker, Checking& checking) const {
     }
     checking.say(copies != worker.copies, "the count of copies is not what the records say");
     checking.say(held_count != worker.held, "the count of blocks is not what the records say");
+    checking.say(checking.leaves != worker.leaves.size(), "the leaves are not what the records say");
+    checking.say(limits_.worker_blocks_max && worker.copies > *limits_.worker_blocks_max, "more copies than one may have");
+    if (limits_.blocks_max && !worker.leaves.empty()) {
+        ++checking.eldest;
+        checking.say(!eldest_.contains({worker.leaves.front().age, worker.number}), "its eldest leaf is not known");
+    }
     check_names(worker, records, checking);
     check_own_keys(worker, checking);
     check_parked(worker, checking);
@@ -96,7 +105,7 @@ void Index::check_record(const Worker& worker, const Record& record, Checking& c
     checking.say(!nodes_.live(record.node), "a record's node is dead");
     const bool leaf = limited() && is_held && !is_named;
     checking.leaves += leaf ? 1 : 0;
-    checking.say(leaf != leaves_.contains({worker.number, record.key}), "the leaves are not what the records say");
+    checking.say(leaf != worker.leaves.contains(record.key), "the leaves are not what the records say");
     if (record.kind == Record::Kind::twin) {
         checking.use(record.key);
         checking.use(worker.twins.find(record.key)->second.parent);
@@ -173,7 +182,28 @@ void Index::check_parked(const Worker& worker, Checking& checking) const {
     }
     checking.say(count != worker.parked.size() || waiting != claimed, "the tables of parked records do not agree");
     checking.say(copies != worker.copies_parked, "the count of parked copies is not what the records say");
-    checking.say(copies > orphan_blocks_max_, "more parked copies than allowed");
+    checking.say(copies > limits_.orphan_blocks_max, "more parked copies than allowed");
+}
+
+// What is not swept yet still uses hashes.
+void Index::check_forgotten(const Worker& worker, Checking& checking) const {
+    checking.subject = "a forgotten worker " + std::to_string(worker.id) + ": ";
+    for (const Whereabouts& at : worker.places) {
+        checking.say(answers_[at.place].block_size != 0, "one of its places still answers");
+    }
+    worker.own_keys.each([&](std::uint32_t, const OwnKeys& own) {
+        std::for_each(own.keys, own.keys + std::popcount(own.mask), [&](Key key) { checking.use(key); });
+    });
+    worker.parents.each([&](Node, const Parent& parent) { checking.use(parent); });
+    worker.named_keys.each([&](Key key, std::uint32_t) { checking.use(key); });
+    for (const auto& [key, twin] : worker.twins) {
+        checking.use(key);
+        checking.use(twin.parent);
+    }
+    for (const auto& [key, parked] : worker.parked) {
+        checking.use(key);
+        if (parked.claim) checking.use(parked.claim->parent);
+    }
 }
 
 }  // namespace warmroute

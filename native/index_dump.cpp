@@ -123,6 +123,7 @@ void Index::restore(std::span<const DumpedBlock> blocks) {
         }
     }
     Report report;
+    for (Worker* worker : restored) evict_outgrown(*worker, report);
     evict(report);
     names_.sweep();
 }

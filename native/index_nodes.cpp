@@ -95,6 +95,7 @@ std::uint32_t Nodes::take_segment() {
         std::uninitialized_value_construct_n(page, page_segments);
         pages_.push_back(page);
     }
+    at(made_).next = no_node;
     return made_++;
 }
 
@@ -105,10 +106,22 @@ void Nodes::give_segment(std::uint32_t number) {
     segment.next = free_;
     free_ = number;
     if (++free_count_ < made_) return;
-    for (Segment* page : pages_) ledger_.give(page, page_segments * sizeof(Segment));
-    pages_ = decltype(pages_)(ledger_);
     made_ = free_count_ = 0;
     free_ = no_node;
+    if (pages_.size() > 1) return;  // many are swept
+    std::size_t budget = page_segments;
+    sweep(budget);
+}
+
+bool Nodes::sweep(std::size_t& budget) noexcept {
+    while (pages_.size() * page_segments >= made_ + page_segments) {
+        if (budget == 0) return false;
+        ledger_.give(pages_.back(), page_segments * sizeof(Segment));
+        pages_.pop_back();
+        budget -= std::min<std::size_t>(budget, page_segments);
+    }
+    if (pages_.empty()) pages_ = decltype(pages_)(ledger_);
+    return true;
 }
 
 // Memory for positions [base, base + capacity), to which what is live moves.
@@ -259,12 +272,11 @@ Place Nodes::add_place() {
         free_places_.pop_back();
         return place;
     }
-    joined_.push_back({decltype(Joined::segments)(ledger_), 0});
+    joined_.emplace_back(ledger_);
     return static_cast<Place>(joined_.size() - 1);
 }
 
 void Nodes::remove_place(Place place) {
-    unmark_all(place);
     free_places_.push_back(place);
     if (free_places_.size() < joined_.size()) return;
     joined_ = decltype(joined_)(ledger_);
@@ -281,8 +293,7 @@ std::uint32_t Nodes::join(std::uint32_t number, Place place) {
     const std::uint32_t i = holders.search(place);
     if (i == holders.count() || holders.places()[i] != place) {
         holders.insert(i, place, ledger_);
-        joined_[place].segments.push_back(number);
-        ++joined_[place].count;
+        joined_[place].insert(table_hash(number), number, table_hash);
     }
     recent_segment_ = number;
     recent_place_ = place;
@@ -294,23 +305,13 @@ void Nodes::leave(std::uint32_t number, std::uint32_t holder) {
     Holders& holders = at(number).holders;
     const Place place = holders.places()[holder];
     holders.erase(holder, ledger_);
-    Joined& joined = joined_[place];
-    --joined.count;
-    if (joined.segments.size() > 2 * std::size_t{joined.count} + 16 || joined.count == 0) compact(place);
-}
-
-void Nodes::compact(Place place) {
-    const std::vector<std::uint32_t> left = segments_of(place);
-    decltype(Joined::segments) kept(left.begin(), left.end(), ledger_);
-    joined_[place].segments.swap(kept);
+    joined_[place].erase(table_hash(number), number, table_hash);
 }
 
 std::vector<std::uint32_t> Nodes::segments_of(Place place) const {
-    const auto& joined = joined_[place].segments;
-    std::vector<std::uint32_t> segments(joined.begin(), joined.end());
+    std::vector<std::uint32_t> segments;
+    joined_[place].each([&](std::uint32_t number) { segments.push_back(number); });
     std::sort(segments.begin(), segments.end());
-    segments.erase(std::unique(segments.begin(), segments.end()), segments.end());
-    std::erase_if(segments, [&](std::uint32_t number) { return number >= made_ || mask(number, place) == 0; });
     return segments;
 }
 
@@ -337,16 +338,16 @@ void Nodes::unmark(Node node, Place place) {
     bury(number, bit_of(node));
 }
 
-void Nodes::unmark_all(Place place) {
-    const std::vector<std::uint32_t> segments = segments_of(place);
-    joined_[place] = {decltype(Joined::segments)(ledger_), 0};
-    for (const std::uint32_t number : segments) {
+bool Nodes::unmark_some(Place place, std::size_t& next, std::size_t& budget) {
+    return joined_[place].drain(next, budget, [&](std::uint32_t number) {
         Holders& holders = at(number).holders;
         const std::uint32_t holder = holders.search(place);
         const std::uint64_t gone = holders.masks()[holder];
         holders.erase(holder, ledger_);
+        // One is left: it is counted with what was looked at.
+        budget -= std::min(budget - 1, static_cast<std::size_t>(std::popcount(gone)));
         bury(number, gone);
-    }
+    });
 }
 
 // Of these positions of a segment, give up those that no place holds any more.
@@ -414,8 +415,8 @@ void Nodes::check_segment(std::uint32_t number, std::vector<std::string>& found)
         held |= segment.holders.masks()[i];
         say(segment.holders.masks()[i] == 0, "a place that holds nothing");
         say(i > 0 && segment.holders.places()[i - 1] >= place, "its places are out of order");
-        const auto& joined = joined_[place].segments;
-        say(std::find(joined.begin(), joined.end(), number) == joined.end(), "its place does not know it");
+        const auto same = [&](std::uint32_t other) { return other == number; };
+        say(joined_[place].find(table_hash(number), same) == no_node, "its place does not know it");
     }
     say(held != segment.live, "what is live is not what is held");
     if (segment.length == 0) return;
@@ -450,7 +451,7 @@ void Nodes::problems(std::vector<std::string>& found) const {
     if (used + free_count_ != made_) found.push_back("segments are lost");
     if (everywhere_) found.push_back("a restoration has not ended");
     for (std::size_t place = 0; place < joined.size(); ++place) {
-        if (joined[place] != joined_[place].count) found.push_back("a place's count of segments is wrong");
+        if (joined[place] != joined_[place].size()) found.push_back("a place's count of segments is wrong");
     }
 }
 

@@ -121,7 +121,7 @@ class Nodes {
         return keys_.find(hash, [&](Node node) { return this->key(node) == key; });
     }
     Node shared(Key key) const { return shared(key, table_hash(key)); }
-    void prefetch_shared(std::uint64_t hash) const noexcept { keys_.prefetch(hash); }
+    [[gnu::always_inline]] void prefetch_shared(std::uint64_t hash) const noexcept { keys_.prefetch(hash); }
     bool has_key(Node node) const noexcept { return (segment_at(node).named & bit_of(node)) != 0; }
     Key key(Node node) const noexcept { return segment_at(node).key(position_of(node)); }
     // Whether the key is the one that workers share for this node, or has become it now.
@@ -130,6 +130,7 @@ class Nodes {
     void add_key(Node node, Key key, std::uint64_t hash);
 
     Place add_place();
+    // Only for a place without marks.
     void remove_place(Place place);
     bool held(Node node, Place place) const noexcept { return (mask(segment_of(node), place) & bit_of(node)) != 0; }
     std::uint64_t mask(std::uint32_t segment, Place place) const noexcept;
@@ -137,7 +138,11 @@ class Nodes {
     void mark(std::uint32_t segment, std::uint64_t positions, Place place);
     // Without its last mark, a node is gone.
     void unmark(Node node, Place place);
-    void unmark_all(Place place);
+    // Take away a place's marks, on about `budget` nodes, which counts down; nobody else must mark there meanwhile. `next`
+    // is 0 at first and then what the last call left. Whether that was the rest.
+    bool unmark_some(Place place, std::size_t& next, std::size_t& budget);
+    // Free segments that were used once; whether that was the rest.
+    bool sweep(std::size_t& budget) noexcept;
     // Every segment with nodes that are held at the place, in order.
     std::vector<std::uint32_t> segments_of(Place place) const;
 
@@ -149,12 +154,7 @@ class Nodes {
     void problems(std::vector<std::string>& found) const;
 
   private:
-    static constexpr std::uint32_t page_segments = 256;
-
-    struct Joined {  // segments with nodes that are held at a place, and some that had
-        std::vector<std::uint32_t, Counted<std::uint32_t>> segments;
-        std::uint32_t count = 0;
-    };
+    static constexpr std::uint32_t page_segments = 1024;  // 64 KiB, which goes back to the system as it is
 
     Segment& at(std::uint32_t number) noexcept { return pages_[number / page_segments][number % page_segments]; }
     Segment& at_node(Node node) noexcept { return at(segment_of(node)); }
@@ -176,7 +176,6 @@ class Nodes {
     void give_segment(std::uint32_t number);
     std::uint32_t join(std::uint32_t segment, Place place);
     void leave(std::uint32_t segment, std::uint32_t holder);
-    void compact(Place place);
     void bury(std::uint32_t number, std::uint64_t positions);
     void trim(std::uint32_t number);
     void check_segment(std::uint32_t number, std::vector<std::string>& found) const;
@@ -191,7 +190,7 @@ class Nodes {
     ShardedNodeTable heads_;           // by prefix: the first node of each segment, and listed ones
     ShardedNodeTable keys_;            // by key: nodes that have one
     std::uint64_t listed_ = 0;         // nodes in heads_ that are not the first of their segment
-    std::vector<Joined, Counted<Joined>> joined_;  // by place
+    std::vector<SplitNodeTable, Counted<SplitNodeTable>> joined_;  // by place: segments with nodes that are held there
     std::vector<Place, Counted<Place>> free_places_;
     std::optional<FlatMap<PrefixHash, Node>> everywhere_;  // while restoring: every node
     std::uint32_t recent_segment_ = no_node;  // where the last mark was made: the next is likely there
@@ -216,7 +215,7 @@ class Lookahead {
   private:
     static constexpr std::size_t distance = 8;
 
-    void fetch(std::size_t i) noexcept {
+    [[gnu::always_inline]] void fetch(std::size_t i) noexcept {
         if (i >= keys_.size()) return;
         const std::uint64_t hash = table_hash(keys_[i]);
         hashes_[i % distance] = hash;

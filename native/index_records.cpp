@@ -185,7 +185,7 @@ void Index::add_copies(Worker& worker, const Record& record, Place place, std::u
         const Parent parent = parent_of(worker, record);
         begin_holding(worker, record, parent, find(worker, parent));
     } else if (limited()) {
-        leaves_.touch({worker.number, record.key});
+        touch_leaf(worker, record.key);
     }
     set_copies(worker, record, place, known + count);
     if (!was_held && record.kind == Record::Kind::main) nodes_.unmark(record.node, worker.idle);
@@ -303,13 +303,13 @@ void Index::begin_holding(Worker& worker, const Record& record, Parent parent, c
             if (parent.known) name_key(worker, parent.key);
         }
     }
-    if (limited() && !named(worker, record)) leaves_.push_back({worker.number, record.key});
+    if (limited() && !named(worker, record)) push_leaf(worker, record.key);
 }
 
 // A record loses its last copies, all in one place. It stays, idle, while held ones name it.
 void Index::release(Worker& worker, const Record& record, Place place) {
     --worker.held;
-    if (limited()) leaves_.erase({worker.number, record.key});
+    if (limited()) erase_leaf(worker, record.key);
     if (record.kind == Record::Kind::main && !worker.parents.contains(record.node)) {
         const Node before = nodes_.before(record.node);
         const bool first = position_of(record.node) == nodes_.segment_at(record.node).first;
@@ -382,7 +382,7 @@ bool Index::named(const Worker& worker, const Record& record) const {
 void Index::name_key(Worker& worker, Key key) {
     std::uint32_t& count = worker.named_keys[key];
     if (count++ == 0) names_.hold(key);
-    if (limited()) leaves_.erase({worker.number, key});
+    if (limited()) erase_leaf(worker, key);
 }
 
 void Index::unname_key(Worker& worker, Key key) {
@@ -397,7 +397,7 @@ void Index::name_before(Worker& worker, Node node) {
     const Node before = nodes_.before(node);
     if (before == root_node) return;
     if (position_of(node) == nodes_.segment_at(node).first) ++worker.branches[before];
-    if (limited()) leaves_.erase({worker.number, key_of(worker, before)});
+    if (limited()) erase_leaf(worker, key_of(worker, before));
 }
 
 // A record after this node does not name the one here any more. `first`: it is the first of its segment.
@@ -413,7 +413,7 @@ void Index::settle(Worker& worker, const Record& record) {
     if (!held(worker, record)) {
         forget(worker, record);
     } else if (limited()) {
-        leaves_.push_front({worker.number, record.key});  // what is left of a chain that is given up goes first
+        push_oldest_leaf(worker, record.key);  // what is left of a chain that is given up goes first
     }
 }
 

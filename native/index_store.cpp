@@ -12,7 +12,7 @@ namespace warmroute {
 // one's. Whatever it does not take is for `store_block`, which would have done the same with these.
 std::size_t Index::store_new(Worker& worker, const Stored& event, std::size_t start, Parent& parent, Record& record,
                              Place place, Report& report) {
-    const bool odd = !worker.own.empty() || !worker.twins.empty() || !worker.parked.empty() || limited();
+    const bool odd = !worker.own.empty() || !worker.twins.empty() || !worker.parked.empty();
     if (odd || (parent.known && record.kind != Record::Kind::main)) return 0;
     const std::vector<std::uint64_t>& keys = event.hashes.numbers;
     Node before = parent.known ? record.node : root_node;
@@ -44,8 +44,10 @@ std::size_t Index::store_new(Worker& worker, const Stored& event, std::size_t st
     if (unmarked != 0) nodes_.mark(segment, unmarked, place);
     const std::size_t count = i - start;
     if (count == 0) return 0;
+    if (limited() && parent.known) erase_leaf(worker, parent.key);
     parent = {keys[i - 1], true};
     record = {Record::Kind::main, before, keys[i - 1]};
+    if (limited() && !named(worker, record)) push_leaf(worker, record.key);
     worker.held += count;
     worker.copies += count;
     copies_ += count;

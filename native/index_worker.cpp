@@ -88,32 +88,27 @@ std::vector<std::uint64_t> Groups::block_sizes() const {
 // -- leaves
 
 void Leaves::push_front(Leaf leaf) {
-    erase(leaf);
-    places_[leaf] = order_.insert(order_.begin(), leaf);
+    erase(leaf.key);
+    places_.emplace(leaf.key, order_.insert(order_.begin(), leaf));
 }
 
 void Leaves::push_back(Leaf leaf) {
-    if (!places_.contains(leaf)) places_[leaf] = order_.insert(order_.end(), leaf);
+    const auto [known, made] = places_.try_emplace(leaf.key, order_.end());
+    if (made) known->second = order_.insert(order_.end(), leaf);
 }
 
-void Leaves::erase(Leaf leaf) {
-    const auto known = places_.find(leaf);
+void Leaves::erase(Key key) {
+    const auto known = places_.find(key);
     if (known == places_.end()) return;
     order_.erase(known->second);
     places_.erase(known);
 }
 
 void Leaves::touch(Leaf leaf) {
-    const auto known = places_.find(leaf);
-    if (known != places_.end()) order_.splice(order_.end(), order_, known->second);
-}
-
-void Leaves::erase_worker(std::uint32_t worker) {
-    std::erase_if(order_, [&](const Leaf& leaf) {
-        if (leaf.worker != worker) return false;
-        places_.erase(leaf);
-        return true;
-    });
+    const auto known = places_.find(leaf.key);
+    if (known == places_.end()) return;
+    known->second->age = leaf.age;
+    order_.splice(order_.end(), order_, known->second);
 }
 
 }  // namespace warmroute

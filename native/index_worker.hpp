@@ -142,12 +142,39 @@ struct OwnKeys {
     }
 };
 
+// A worker's held records that no held record names as its parent, the oldest first: so they would be evicted. Ages are
+// the index's: the greater, the younger.
+class Leaves {
+  public:
+    struct Leaf {
+        Key key;
+        std::int64_t age;
+    };
+
+    explicit Leaves(Ledger& ledger) : order_(ledger), places_(0, KeyHash{}, std::equal_to<>{}, ledger) {}
+
+    bool empty() const noexcept { return order_.empty(); }
+    std::size_t size() const noexcept { return order_.size(); }
+    const Leaf& front() const noexcept { return order_.front(); }
+    bool contains(Key key) const { return places_.contains(key); }
+    void push_front(Leaf leaf);
+    void push_back(Leaf leaf);
+    void erase(Key key);
+    void touch(Leaf leaf);  // make it the youngest, if it is one
+
+  private:
+    using Order = std::list<Leaf, Counted<Leaf>>;
+
+    Order order_;
+    StableMap<Order::iterator> places_;
+};
+
 struct Worker {
     Worker(Ledger& ledger, std::uint64_t worker_id, std::uint32_t worker_number)
         : id(worker_id), number(worker_number), places(ledger), groups(ledger), own_keys(ledger), own(ledger),
           twins(0, KeyHash{}, std::equal_to<>{}, ledger), twins_at(ledger), parents(ledger), branches(ledger),
           named_keys(ledger), more_copies(ledger), parked(0, KeyHash{}, std::equal_to<>{}, ledger),
-          waiting(0, KeyHash{}, std::equal_to<>{}, ledger) {}
+          waiting(0, KeyHash{}, std::equal_to<>{}, ledger), leaves(ledger) {}
 
     std::uint64_t id;
     std::uint32_t number;
@@ -160,54 +187,28 @@ struct Worker {
     Groups groups;
 
     // Where the worker's key for a node is not the one that workers share: key -> node, and back.
-    FlatMap<std::uint32_t, OwnKeys> own_keys;  // by segment
-    NodeTable own;
+    SplitMap<std::uint32_t, OwnKeys> own_keys;  // by segment
+    SplitNodeTable own;
     StableMap<Twin> twins;
-    FlatMap<Node, Key> twins_at;  // the first of them
+    SplitMap<Node, Key> twins_at;  // the first of them
 
-    FlatMap<Node, Parent> parents;  // of records whose parent is not the worker's record at the node before
+    SplitMap<Node, Parent> parents;  // of records whose parent is not the worker's record at the node before
     // How many held records name a record as their parent, unless it is the next position of the same segment:
-    FlatMap<Node, std::uint32_t> branches;   // their node is the first of a segment
-    FlatMap<Key, std::uint32_t> named_keys;  // they are in `parents`, or twins
+    SplitMap<Node, std::uint32_t> branches;   // their node is the first of a segment
+    SplitMap<Key, std::uint32_t> named_keys;  // they are in `parents`, or twins
     // Copies beyond the first, by place and node; with twins at the node, all copies of its record.
-    FlatMap<std::uint64_t, std::uint64_t> more_copies;
+    SplitMap<std::uint64_t, std::uint64_t> more_copies;
 
     StableMap<Parked> parked;
     Parked* oldest = nullptr;
     Parked* newest = nullptr;
     StableMap<Waiting> waiting;  // by the parent that is waited for
-};
 
-// Held records that no held record names as its parent, in the order in which they would be evicted.
-class Leaves {
-  public:
-    struct Leaf {
-        std::uint32_t worker;
-        Key key;
-        friend bool operator==(const Leaf&, const Leaf&) = default;
-    };
-
-    explicit Leaves(Ledger& ledger) : order_(ledger), places_(0, Hash{}, std::equal_to<>{}, ledger) {}
-
-    bool empty() const noexcept { return order_.empty(); }
-    std::size_t size() const noexcept { return order_.size(); }
-    const Leaf& front() const noexcept { return order_.front(); }
-    bool contains(Leaf leaf) const { return places_.contains(leaf); }
-    void push_front(Leaf leaf);
-    void push_back(Leaf leaf);
-    void erase(Leaf leaf);
-    void touch(Leaf leaf);  // make it the youngest, if it is one
-    void erase_worker(std::uint32_t worker);
-
-  private:
-    struct Hash {
-        std::size_t operator()(const Leaf& leaf) const noexcept { return table_hash(leaf.key + mix(leaf.worker)); }
-    };
-    using Order = std::list<Leaf, Counted<Leaf>>;
-
-    Order order_;
-    std::unordered_map<Leaf, Order::iterator, Hash, std::equal_to<>, Counted<std::pair<const Leaf, Order::iterator>>>
-        places_;
+    static constexpr std::int64_t ageless = std::numeric_limits<std::int64_t>::max();
+    Leaves leaves;                 // kept only if there is a limit
+    std::int64_t eldest = ageless;  // the age of the first, where the index knows it by
+    std::size_t swept = 0;         // of a forgotten worker: how far the table is that is being swept
 };
 
 }  // namespace warmroute
+

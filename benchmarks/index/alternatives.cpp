@@ -159,7 +159,7 @@ class Runs {
     }
 
   private:
-    Index index_{1000, std::nullopt};
+    Index index_{Limits{1000}};
     Report report_;
     Matches matches_;
 };

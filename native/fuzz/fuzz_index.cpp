@@ -48,7 +48,7 @@ class Story {
           labels_(1 + choices_.below(3)),
           honest_(choices_.below(2) == 0),
           salted_(choices_.below(3) == 0),
-          index_(choices_.below(2) * 20, limit(choices_.below(4))) {}
+          index_({choices_.below(2) * 20, limit(choices_.below(4)), limit(choices_.below(6))}) {}
 
     void tell() {
         for (std::size_t step = 0; step < 150; ++step) {
@@ -56,10 +56,12 @@ class Story {
             if (step % 8 == 0) check();
         }
         check();
-        Index copy(20, std::nullopt);
+        Index copy({20});
         copy.restore(index_.dump(std::nullopt));
         require(copy.problems());
         for (WorkerId worker = 0; worker < workers; ++worker) index_.drop(worker);
+        check();
+        while (index_.sweep(1 + choices_.below(50))) check();
         check();
         const IndexSizes sizes = index_.sizes();
         if (sizes.nodes != 0 || sizes.copies != 0 || sizes.workers != 0 || sizes.bytes > 2 * sizeof(Index)) std::abort();
@@ -86,6 +88,8 @@ class Story {
             index_.drop(worker);
         } else if (kind < 3) {
             index_.apply(worker, Cleared{}, report);
+        } else if (kind < 4) {
+            index_.sweep(choices_.below(20));
         } else if (kind < 5) {
             index_.restore(index_.dump(std::nullopt));
         } else if (kind < 60) {

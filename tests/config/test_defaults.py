@@ -55,6 +55,7 @@ DEFAULTS = {
     "events.pending_batches_max": 100_000,
     "events.orphan_blocks_max": 65_536,
     "events.blocks_max": None,
+    "events.worker_blocks_max": None,
     "tokenizer.mode": "auto",
     "tokenizer.path": None,
     "tokenizer.remote_endpoint": None,

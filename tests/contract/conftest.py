@@ -20,5 +20,5 @@ IMPLEMENTATIONS: dict[str, MakeIndex] = {
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def make_index(request: pytest.FixtureRequest) -> MakeIndex:
-    """`make_index(orphan_blocks_max, blocks_max=None)`."""
+    """`make_index(orphan_blocks_max, blocks_max=None, worker_blocks_max=None)`."""
     return IMPLEMENTATIONS[request.param]

@@ -44,6 +44,12 @@ class World(msgspec.Struct, frozen=True):
     media: int
     orphan_blocks_max: int
     blocks_max: int | None
+    worker_blocks_max: int | None
+
+    @property
+    def limits(self) -> tuple[int, int | None, int | None]:
+        """What an index is made with."""
+        return self.orphan_blocks_max, self.blocks_max, self.worker_blocks_max
 
 
 def make_world(rng: random.Random) -> World:
@@ -61,6 +67,7 @@ def make_world(rng: random.Random) -> World:
         media=rng.choice([1, 1, 2, 3]),
         orphan_blocks_max=rng.choice([0, 2, 20, 1000]),
         blocks_max=rng.choice([None, None, 0, 5, 30, 300]),
+        worker_blocks_max=rng.choice([None, None, None, 0, 5, 30, 200]),
     )
 
 
@@ -130,7 +137,7 @@ class Speaker:
 
     def events(self, worker: WorkerId) -> list[Event]:
         kind = self.rng.random()
-        if kind < 0.01:
+        if kind < 0.02:
             return [AllBlocksCleared()]
         return [
             self.stored(worker) if self.rng.random() < 0.55 else self.removed(worker)
@@ -144,12 +151,18 @@ class Speaker:
 
 
 def answers(index: PrefixIndex, prompts: Sequence[Sequence[PrefixHash]], workers: int) -> object:
-    """All that can be asked, in an order that does not depend on the implementation."""
+    """All that can be asked, in an order that does not depend on the implementation; prompts before a sweep."""
     ids = [WorkerId(n * 7919) for n in range(workers)]
+    matches = [
+        [sorted(index.match(prompt, size), key=lambda o: o.worker) for size in (SIZE, 1, 4)] for prompt in prompts
+    ]
+    depths = [[index.depth(worker, prompt, size) for worker in ids[:3] for size in (SIZE, 4)] for prompt in prompts]
+    while index.sweep(100):  # what is not swept counts in sizes
+        index.check()
     sizes = index.sizes()
     return (
-        [[sorted(index.match(prompt, size), key=lambda o: o.worker) for size in (SIZE, 1, 4)] for prompt in prompts],
-        [[index.depth(worker, prompt, size) for worker in ids[:3] for size in (SIZE, 4)] for prompt in prompts],
+        matches,
+        depths,
         index.block_sizes(),
         [(index.prefix_sizes(worker), index.worker_sizes(worker)) for worker in ids],
         (sizes.workers, sizes.nodes, sizes.copies, sizes.orphans, sizes.unresolved),
@@ -172,17 +185,19 @@ class Pair:
         self.rng = rng
         self.world = world
         self.speaker = Speaker(rng, world)
-        self.reference: PrefixIndex = ReferenceIndex(world.orphan_blocks_max, world.blocks_max)
-        self.native: PrefixIndex = NativeIndex(world.orphan_blocks_max, world.blocks_max)
+        self.reference: PrefixIndex = ReferenceIndex(*world.limits)
+        self.native: PrefixIndex = NativeIndex(*world.limits)
 
     def step(self, counts: Counter[str]) -> None:
         worker = self.speaker.worker()
         kind = self.rng.random()
-        if kind < 0.003:
+        if kind < 0.05:
+            counts["unswept"] += self.native.sweep(self.rng.randrange(8))
+        elif kind < 0.055:
             counts["drops"] += 1
             self.reference.drop(worker)
             self.native.drop(worker)
-        elif kind < 0.006:
+        elif kind < 0.058:
             counts["restores"] += 1
             self.restore()
         else:
@@ -195,6 +210,7 @@ class Pair:
         counts["conflicts"] += found.conflicts
         counts["adopted"] += found.adopted
         counts["evicted"] += found.evicted
+        counts["outgrown"] += found.outgrown
         counts["stored"] += found.stored
 
     def restore(self) -> None:
@@ -205,14 +221,15 @@ class Pair:
         elif how < 0.6:
             dump = self.rng.sample(dump, self.rng.randint(0, len(dump)))
         if self.rng.random() < 0.5:
-            self.reference = ReferenceIndex(self.world.orphan_blocks_max, self.world.blocks_max)
-            self.native = NativeIndex(self.world.orphan_blocks_max, self.world.blocks_max)
+            self.reference = ReferenceIndex(*self.world.limits)
+            self.native = NativeIndex(*self.world.limits)
         self.reference.restore(dump)
         self.native.restore(dump)
         self.compare()
 
     def compare(self) -> None:
         prompts = [self.speaker.prompt() for _ in range(5)]
+        self.native.check()  # what is not swept too
         expected, found = (answers(index, prompts, self.world.workers) for index in (self.reference, self.native))
         assert found == expected, f"{found} instead of {expected}"
         self.native.check()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from warmroute.core.hashing import prefix_hashes
-from warmroute.core.index.contract import ApplyReport, Overlap, PrefixIndex
+from warmroute.core.index.contract import ApplyReport, IndexSizes, Overlap, PrefixIndex
 from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStored, ExtraKeys
 from warmroute.types import BlockHash, Medium, WorkerId
 
@@ -93,6 +93,12 @@ class Engines:
 
     def clear(self, worker: WorkerId) -> ApplyReport:
         return self.say(worker, AllBlocksCleared())
+
+    def swept(self) -> IndexSizes:
+        """What there is when all that was cleared and dropped is freed."""
+        while self.index.sweep(1):
+            self.index.check()
+        return self.index.sizes()
 
     def match(
         self, labels: Sequence[int], size: int = BLOCK_SIZE, *, lora: str | None = None, salt: str | None = None

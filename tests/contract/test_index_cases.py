@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import MakeIndex
 from engines import BLOCK_SIZE, W1, W2, W3, Engines, placeholder, removed, stored, tokens_of
 
+from conftest import MakeIndex
 from warmroute.core.hashing import prefix_hashes
 from warmroute.core.index.contract import ApplyReport
 from warmroute.core.wire.events import BlockStored
@@ -63,7 +63,7 @@ def test_B14_dropping_a_worker_frees_what_it_held(engines: Engines) -> None:
     engines.index.drop(W1)
     engines.index.check()
     assert engines.find([1, 2]) == {W2: 2}
-    sizes = engines.index.sizes()
+    sizes = engines.swept()
     assert (sizes.workers, sizes.nodes, sizes.copies) == (1, 2, 2)
 
 
@@ -100,6 +100,19 @@ def test_B20_the_limit_holds_and_says_so(make_index: MakeIndex) -> None:
     assert evicted == 20_000
     assert engines.find(range(29_900, 30_000)) == {W1: 100}
     assert engines.find(range(100)) == {}
+
+
+def test_B20_so_does_the_limit_of_one_worker(make_index: MakeIndex) -> None:
+    engines = Engines(make_index(1000, None, 100))
+    engines.store(W2, None, *((h, h) for h in range(100)))
+    outgrown = 0
+    for chain in range(30):
+        outgrown += engines.store(W1, None, *((h, h) for h in range(10 * chain, 10 * chain + 10))).outgrown
+        assert engines.index.worker_sizes(W1).copies <= 100
+    assert outgrown == 200
+    assert engines.find(range(290, 300)) == {W1: 10}
+    assert engines.find(range(10)) == {W2: 10}
+    assert engines.find(range(100)) == {W2: 100}
 
 
 def test_B22_adapters_do_not_share(engines: Engines) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from itertools import product
 
-from conftest import IMPLEMENTATIONS
 from engines import W1, W2, Engines, placeholder, removed, stored
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from conftest import IMPLEMENTATIONS
 from warmroute.core.index.contract import ApplyReport
 from warmroute.core.wire.events import AllBlocksCleared
 from warmroute.types import BlockHash, Medium, WorkerId
@@ -162,6 +162,11 @@ class ExactMachine(RuleBasedStateMachine):
         self.engines.index.drop(worker)
         self.models.pop(worker)
 
+    @rule(blocks=st.integers(1, 5))
+    def sweep(self, blocks: int) -> None:
+        self.engines.index.sweep(blocks)
+        self.engines.index.check()
+
     @rule()
     def restore_elsewhere(self) -> None:
         copy = Engines(IMPLEMENTATIONS[self.implementation](self.parked_max))
@@ -169,7 +174,7 @@ class ExactMachine(RuleBasedStateMachine):
         copy.index.check()
         for query in QUERIES:
             assert sorted(copy.match(query), key=repr) == sorted(self.engines.match(query), key=repr)
-        assert copy.index.sizes().nodes == self.engines.index.sizes().nodes
+        assert copy.index.sizes().nodes == self.engines.swept().nodes
 
     @rule()
     def restore_in_place(self) -> None:
@@ -194,7 +199,8 @@ class ExactMachine(RuleBasedStateMachine):
         models = self.models.values()
         sizes = self.engines.index.sizes()
         assert sizes.copies == sum(block_hash in m.meaning for m in models for block_hash, _ in m.copies)
-        assert sizes.nodes == len({path for m in models for path in m.meaning.values()})
+        nodes = len({path for m in models for path in m.meaning.values()})
+        assert sizes.nodes >= nodes if self.engines.index.sweep(0) else sizes.nodes == nodes
         assert sizes.orphans == sum(block_hash in m.claims for m in models for block_hash, _ in m.copies)
         assert sizes.orphans + sizes.unresolved == sum(h in m.parked for m in models for h, _ in m.copies)
         for worker, model in self.models.items():
@@ -203,7 +209,7 @@ class ExactMachine(RuleBasedStateMachine):
     @invariant()
     def counts_add_up(self) -> None:
         came = sum(self.total[word] for word in ("stored", "orphaned", "unresolved"))
-        went = sum(self.total[word] for word in ("removed", "cleared", "orphans_dropped", "evicted"))
+        went = sum(self.total[word] for word in ("removed", "cleared", "orphans_dropped", "evicted", "outgrown"))
         assert came - went == sum(len(model.copies) for model in self.models.values())
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from conftest import MakeIndex
 from engines import W1, W2, Engines, placeholder, removed, stored, stored_by_hash
 
+from conftest import MakeIndex
 from warmroute.core.wire.events import AllBlocksCleared
 from warmroute.types import Medium
 
@@ -62,7 +62,7 @@ def test_removals_and_clears_reach_parked_blocks(engines: Engines) -> None:
     engines.store(W1, None, (9, 9))
     assert engines.find([9, 1]) == {W1: 1}
     assert engines.clear(W1).cleared == 2
-    sizes = engines.index.sizes()
+    sizes = engines.swept()
     assert (sizes.copies, sizes.orphans, sizes.unresolved, sizes.nodes) == (0, 0, 0, 0)
 
 
@@ -177,6 +177,46 @@ def test_a_circle_over_the_limit_is_cleared(make_index: MakeIndex) -> None:
     assert engines.index.sizes().copies == 0
     engines.store(W1, None, (1, 1))
     assert engines.find([1]) == {W1: 1}
+
+
+def test_over_its_own_limit_a_worker_loses_its_oldest_ends(make_index: MakeIndex) -> None:
+    engines = Engines(make_index(10, 100, 4))
+    engines.store(W2, None, (1, 1), (2, 2), (3, 3))
+    engines.store(W1, None, (1, 1), (2, 2), (3, 3))
+    report = engines.store(W1, None, (8, 8), (9, 9))
+    assert (report.outgrown, report.evicted) == (1, 0)
+    assert engines.find([1, 2, 3]) == {W1: 2, W2: 3}
+    assert engines.find([8, 9]) == {W1: 2}
+    engines.clear(W1)
+    assert engines.store(W1, None, *((i, i) for i in range(10))).outgrown == 6
+    assert engines.find(range(10)) == {W1: 4}
+
+
+def test_a_circle_over_the_limit_of_a_worker_is_cleared(make_index: MakeIndex) -> None:
+    engines = Engines(make_index(10, None, 2))
+    engines.store(W2, None, (1, 1), (2, 2))
+    engines.say(W1, placeholder(99))
+    engines.store(W1, None, (1, 1), (2, 2))
+    report = engines.store(W1, 2, (1, 3))
+    assert (report.outgrown, report.orphans_dropped) == (3, 1)
+    assert engines.index.worker_sizes(W1).copies == engines.index.worker_sizes(W1).unresolved == 0
+    assert engines.find([1, 2]) == {W2: 2}
+
+
+def test_what_is_forgotten_takes_no_part_before_it_is_swept(engines: Engines) -> None:
+    for worker in (W1, W2):
+        engines.store(worker, None, *((100 * worker + i, i) for i in range(70)))
+    engines.say(W1, stored(101, (7, 7), medium=Medium.CPU), placeholder(5))
+    engines.clear(W1)
+    assert engines.find(range(70)) == {W2: 70}
+    engines.store(W1, None, (500, 0), (501, 1))  # by other names, where it held the same before
+    engines.index.drop(W2)
+    assert engines.find(range(70)) == {W1: 2}
+    assert engines.index.sizes().copies == 2
+    engines.store(W2, None, (200, 0))
+    assert engines.find(range(70)) == {W1: 2, W2: 1}
+    assert (engines.swept().nodes, engines.index.sizes().workers) == (2, 2)
+    assert engines.find(range(70)) == {W1: 2, W2: 1}
 
 
 def test_restoring_replaces_what_is_known(engines: Engines) -> None:
@@ -319,7 +359,7 @@ def test_restored_blocks_that_nobody_needs_are_forgotten(engines: Engines) -> No
     engines.index.drop(W1)
     engines.index.restore(entries)
     engines.index.check()
-    assert engines.index.sizes().nodes == 0
+    assert engines.swept().nodes == 0
 
 
 def test_restoring_replaces_parked_blocks(engines: Engines) -> None:

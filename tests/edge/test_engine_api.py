@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 import aiohttp
@@ -189,6 +190,22 @@ async def test_a_simulated_engine_with_two_ranks_and_an_adapter(session: aiohttp
         assert facts.block_size == 32
         assert facts.process_start is not None
         assert await api.health(engine.endpoint) is Health.GOOD
+
+
+async def test_an_inspection_reads_each_page_once(session: aiohttp.ClientSession, serve: Serve) -> None:
+    asked = Counter[str]()
+    pages = {"/health": "", "/v1/models": MODELS, "/metrics": METRICS, "/version": '{"version": "0.32.0"}'}
+
+    async def respond(request: web.Request) -> web.Response:
+        asked[request.path] += 1
+        page = pages.get(request.path)
+        return web.Response(status=404) if page is None else web.Response(text=page)
+
+    found = await HttpEngineApi(session, 5.0).inspect(await serve(respond))
+    assert found.engine is not None
+    assert (found.engine.block_size, found.cache["block_size"], found.version) == (32, "32", "0.32.0")
+    assert set(asked.values()) == {1}
+    assert asked.keys() >= {*pages, "/kv_event_sources", "/server_info", "/get_server_info"}
 
 
 async def test_a_restarted_engine_is_known_by_its_process_start(session: aiohttp.ClientSession) -> None:

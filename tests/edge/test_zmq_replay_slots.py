@@ -29,6 +29,7 @@ def test_those_beyond_the_limit_wait_for_their_turn_in_order() -> None:
     for start, source in enumerate((a, b, c, d)):
         slots.take(source, start)
     assert [source.asked for source in (a, b, c, d)] == [[0], [1], [], []]
+    assert slots.counts() == {("under way",): 2, ("waiting",): 2}
     slots.leave(b)
     assert (c.asked, d.asked) == ([2], [])
     slots.leave(a)

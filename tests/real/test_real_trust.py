@@ -71,6 +71,35 @@ async def test_a_reset_through_the_gateway_is_known_at_once(gateway: GatewayProc
         await exact_again(client, worker, warm)
 
 
+async def test_full_reports_are_no_second_copies(gateway: GatewayProcess) -> None:
+    """What is announced again is gone with its one removal: after an eviction nothing of it is credited."""
+    worker = gateway.engines[0].authority
+    warm = [Prompts(50 + n).token_ids(200) for n in range(4)]
+    async with Client(gateway.url) as client:
+        for prompt in warm * 2:
+            await ask(client, worker, prompt)
+        for prompt in warm * 2:
+            await ask(client, worker, prompt, vllm_xargs={"kv_cache_report_mode": "full"})
+        assert await settled(gateway, worker) >= len(warm) * 2 * (200 // gateway.engines[0].options.block_size)
+        for n in range(16):
+            await client.ask(
+                COMPLETIONS, {"prompt": Prompts(70 + n).token_ids(400), "max_tokens": 1}, x_warmroute_worker=worker
+            )
+        await settled(gateway, worker)
+        assert [(await ask(client, worker, prompt)).reported for prompt in warm] == [0] * 4
+
+
+async def settled(gateway: GatewayProcess, worker: str) -> int:
+    """Wait until no event has come for a second; how many blocks were announced again until then."""
+    seen, since = -1, time.monotonic()
+    while time.monotonic() - since < 1.0:
+        stream = gateway.workers()[worker]["events"]
+        if stream["events"] != seen:
+            seen, since = stream["events"], time.monotonic()
+        await asyncio.sleep(0.05)
+    return int(gateway.workers()[worker]["events"]["repeated"])
+
+
 async def test_adapters_loaded_unloaded_and_pointed_elsewhere(gateway: GatewayProcess) -> None:
     worker = gateway.engines[0].authority
     places = [str(vllm_engine.make_model("--adapter", str(number))) for number in (1, 2)]

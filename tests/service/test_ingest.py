@@ -20,7 +20,7 @@ from warmroute.core.index.reference import ReferenceIndex
 from warmroute.core.stream_states import State
 from warmroute.core.wire.events import AllBlocksCleared, BlockRemoved, BlockStored, Event
 from warmroute.core.wire.native import NATIVE
-from warmroute.service.ingest import Ingest, WorkerStream
+from warmroute.service.ingest import OUTGROWN, Ingest, WorkerStream
 from warmroute.service.ports import EventAddress
 from warmroute.testing.events import FakeEventSource, encode_batch
 from warmroute.types import Medium, Trust, TrustState, WorkerId
@@ -381,3 +381,20 @@ def test_every_releases_recording_is_followed_to_its_end(record: dict) -> None:
     assert rig.stream.counts.applied.cleared > 0
     assert (rig.blocks, rig.trust) == (0, TrustState.LIVE)
     rig.index.check()
+
+
+def test_a_worker_that_outgrows_its_limit_is_degraded_until_it_clears() -> None:
+    make = type(Rig(None).index)
+    rig = Rig(make(1000, None, 3)).synced()
+    for number in range(4):
+        assert rig.stream.trust.state is TrustState.LIVE
+        rig.stream.message([b"", number.to_bytes(8, "big"), payload(number)])
+    assert (rig.stream.trust.state, rig.stream.trust.reason) == (TrustState.DEGRADED, OUTGROWN)
+    assert rig.stream.counts.applied.outgrown == 1
+    asked = len(rig.source.replays)
+    for _ in range(5):
+        rig.now += 1.0
+        rig.stream.tick()
+    assert len(rig.source.replays) == asked, "no replay can help"
+    rig.stream.message([b"", (4).to_bytes(8, "big"), encode_batch([AllBlocksCleared()], ts=1004.0)])
+    assert rig.stream.trust.state is TrustState.LIVE

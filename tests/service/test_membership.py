@@ -128,6 +128,18 @@ async def test_one_worker_per_rank_each_with_its_own_address() -> None:
         assert workers[0].trust.state is TrustState.BLIND
 
 
+async def test_an_engine_that_is_one_rank_of_several_is_one_worker() -> None:
+    stage = Stage()
+    stage.api.known[A] = EngineFacts((MODEL,), {1: PUB})
+    async with stage.running():
+        assert [(w.id, w.rank, w.ranks, w.name) for w in stage.membership.fleet.workers] == [(0, 1, 1, A.authority)]
+        assert stage.heard.take() == [("added", 0, PUB)]
+        stage.api.known[A] = EngineFacts((MODEL,), {0: PUB})
+        await stage.time.advance(60)
+        assert [(w.id, w.rank, w.ranks) for w in stage.membership.fleet.workers] == [(0, 0, 1)]
+        assert stage.heard.take() == [("removed", 0), ("added", 0, PUB)]
+
+
 async def test_two_engines_are_not_credited_with_one_publishers_events(caplog: pytest.LogCaptureFixture) -> None:
     stage = Stage()
     stage.api.known[A] = stage.api.known[B] = facts(PUB)
@@ -292,6 +304,7 @@ async def test_trust_makes_a_new_fleet_and_leaves_old_snapshots_alone() -> None:
         ({"data_parallel_size": 2}, {1: PUB}, [None, ("tcp://10.0.0.1:5557", "tcp://10.0.0.1:5567", "kv")]),
         ({"data_parallel_size": 2}, None, [("tcp://10.0.0.1:5557", None, ""), ("tcp://10.0.0.1:5558", None, "")]),
         ({"events": False}, {0: PUB, 1: PUB}, [None, None]),
+        ({}, {1: PUB}, {1: ("tcp://10.0.0.1:5557", "tcp://10.0.0.1:5567", "kv")}),
         (
             {"events_endpoint": "tcp://nat:7000", "replay_endpoint": "tcp://nat:7100", "topic": "t"},
             {0: PUB, 1: PUB},
@@ -303,16 +316,17 @@ async def test_trust_makes_a_new_fleet_and_leaves_old_snapshots_alone() -> None:
 )
 def test_where_the_ranks_of_an_engine_publish(engine: dict[str, Any], said: Any, found: list[Any]) -> None:
     addresses = event_addresses(Config(), EngineConfig(url=A.url, **engine), A, EngineFacts((MODEL,), said))
-    assert addresses == [None if one is None else EventAddress(*one) for one in found]
+    each = found if isinstance(found, dict) else dict(enumerate(found))
+    assert addresses == {rank: None if one is None else EventAddress(*one) for rank, one in each.items()}
 
 
 def test_defaults_for_ipv6_and_with_events_off() -> None:
     v6 = Endpoint("fd00::1", 8000)
     engine = EngineConfig(url=v6.url)
-    (address,) = event_addresses(Config(), engine, v6, EngineFacts((), None))
+    address = event_addresses(Config(), engine, v6, EngineFacts((), None))[0]
     assert address == EventAddress("tcp://[fd00::1]:5557", "tcp://[fd00::1]:5558", "")
     off = Config(events=EventsConfig(enabled=False))
-    assert event_addresses(off, engine, v6, EngineFacts((), {0: PUB})) == [None]
+    assert event_addresses(off, engine, v6, EngineFacts((), {0: PUB})) == {0: None}
 
 
 async def test_a_replay_that_cannot_be_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -84,9 +84,9 @@ class Doctor:
         report = EngineReport(engine, endpoint, http, events_wanted=wanted)
         if http.engine is None:
             return report
-        addresses = event_addresses(self._config, engine, endpoint, http.engine) if wanted else []
+        addresses = event_addresses(self._config, engine, endpoint, http.engine) if wanted else {}
         model = next((each for each in report.models if each.parent is None), None)
-        streams = (self._stream(report, rank, each) for rank, each in enumerate(addresses))
+        streams = (self._stream(report, rank, each) for rank, each in addresses.items())
         tokenizer, seen = await asyncio.gather(self._tokenizer(endpoint, model), asyncio.gather(*streams))
         return replace(report, tokenizer=tokenizer, streams=tuple(seen))
 

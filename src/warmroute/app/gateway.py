@@ -31,7 +31,7 @@ from warmroute.edge.engine_api import HttpEngineApi
 from warmroute.edge.log_file import LogFile
 from warmroute.edge.metrics import Metrics
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
-from warmroute.edge.zmq import zmq_event_sources
+from warmroute.edge.zmq import ReplaySlots, zmq_event_sources
 from warmroute.errors import ConfigError
 from warmroute.service.access_log import AccessLog
 from warmroute.service.administration import (
@@ -49,6 +49,7 @@ from warmroute.service.ports import Tokenizer
 from warmroute.service.reconciler import Reconciler
 from warmroute.service.routing import Routing
 from warmroute.service.status import Status
+from warmroute.service.sweeping import sweep_forever
 from warmroute.service.tokens import Tokens
 from warmroute.types import Endpoint, Fleet, TrustState, WorkerId
 
@@ -71,7 +72,7 @@ class Gateway:
         clock = time.monotonic
         self.config = config
         self.seat = seat or Seat()
-        index = make_index(config.events.orphan_blocks_max, config.events.blocks_max)
+        index = make_index(config.events.orphan_blocks_max, config.events.blocks_max, config.events.worker_blocks_max)
         self.router = Router(
             index,
             config.routing,
@@ -80,7 +81,8 @@ class Gateway:
             seed=self.seat.process,
             sharing=self.seat.sharing(),
         )
-        sources = zmq_event_sources(context, config.events)
+        self.slots = ReplaySlots(config.events.replays_max)
+        sources = zmq_event_sources(context, config.events, self.slots)
         self.following = Following(self.router, sources, config.events, clock, time.time)
         keys: dict[Endpoint, str] = {}  # kept by membership
         api = HttpEngineApi(session, config.membership.probe_timeout_s, keys)
@@ -168,6 +170,7 @@ class Gateway:
             tasks.create_task(self._tick(), name="tick")
             if self.seat.processes > 1:
                 tasks.create_task(self._look(), name="look")
+            tasks.create_task(sweep_forever(self.router.index), name="sweep")
             tasks.create_task(self._verify_tokenizer(), name="verify tokenizer")
 
     async def open(self) -> None:
@@ -270,6 +273,9 @@ class Gateway:
             "Requests inside and waiting, and buckets that are not full",
             ("state",),
             self.limiting.numbers,
+        )
+        metrics.gauge(
+            "event_replays", "Replays under way, and those that wait for a slot", ("state",), self.slots.counts
         )
         metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
         metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)

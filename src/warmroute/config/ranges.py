@@ -233,6 +233,7 @@ RANGES: Final[Mapping[str, Range | Form]] = {
     "events.pending_batches_max": Range(1, BATCHES_MAX),
     "events.orphan_blocks_max": Range(0, BATCHES_MAX),
     "events.blocks_max": Range(1, 10**12),
+    "events.worker_blocks_max": Range(1, 10**12),
     "tokenizer.path": Form("the path of a folder", _check_path),
     "tokenizer.remote_endpoint": _URL,
     "tokenizer.timeout_s": _TIME,

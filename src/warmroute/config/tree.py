@@ -160,6 +160,8 @@ class EventsConfig:
     blocks_max: int | None = None
     """Copies of blocks held in all, of all workers: the limit of the index's memory. Beyond it the ends of the least
     recently extended prefixes are dropped. None: no limit."""
+    worker_blocks_max: int | None = None
+    """The same for each worker: beyond it its own are dropped, and it is DEGRADED. None: no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,10 +171,10 @@ class Stream:
             self._start_over(reason, Cause.DOUBTED)
         return self._flush()
 
-    def tainted(self, reason: str, now: float) -> list[Effect]:
-        """Something in an applied batch could not be applied: the view is incomplete from now on."""
+    def tainted(self, reason: str, now: float, *, curable: bool = True) -> list[Effect]:
+        """Something in an applied batch was not applied: the view is incomplete. `curable`: a replay could bring it."""
         self._now = now
-        self._view.find_flaw(self.expected or 0, reason)
+        self._view.find_flaw(self.expected or 0, reason, curable=curable)
         self._tell()
         return self._flush()
 

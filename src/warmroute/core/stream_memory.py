@@ -99,10 +99,10 @@ class View:
         elif received.has_clear:
             self.flaw = None
 
-    def find_flaw(self, seq: int, flaw: str) -> None:
-        """From batch `seq` on something is missing."""
+    def find_flaw(self, seq: int, flaw: str, *, curable: bool = True) -> None:
+        """From batch `seq` on something is missing, which a replay could bring if it is `curable`."""
         self.flaw = flaw
-        if seq > self._flawed_seq:  # Not one that a rebuild has met again.
+        if curable and seq > self._flawed_seq:  # Not one that a rebuild has met again.
             self._flawed_seq = seq
             self.rebuilds_left = _TRIES_MAX
 

@@ -20,7 +20,7 @@ import msgspec
 
 from warmroute.errors import EngineError
 from warmroute.service.doctor.facts import HttpFacts
-from warmroute.service.doctor.pages import read_pages
+from warmroute.service.doctor.pages import cache_configs, read_pages
 from warmroute.service.ports import CacheCounters, EngineFacts, EventAddress, Health
 from warmroute.types import Endpoint, ModelInfo
 
@@ -36,8 +36,6 @@ _CACHE_COUNTER = re.compile(
 )
 _AWAKE = re.compile(rb'^vllm:engine_sleep_state\{[^}]*\bsleep_state="awake"[^}]*\} ([0-9.]+)$', re.MULTILINE)
 _ENGINE_LABEL = re.compile(rb'\bengine="(\d+)"')
-_BLOCK_SIZE = re.compile(rb'^vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"', re.MULTILINE)
-_GPU_BLOCKS = re.compile(rb'^vllm:cache_config_info\{[^}]*\bnum_gpu_blocks="(\d+)"', re.MULTILINE)
 
 
 class _Model(msgspec.Struct):
@@ -65,6 +63,8 @@ class _Version(msgspec.Struct):
     version: str
 
 
+_PAGES = ("/kv_event_sources", "/version", "/metrics")
+_INFOS = ("/server_info?config_format=json", "/get_server_info")
 _MODELS = msgspec.json.Decoder(_Models)
 _SOURCES = msgspec.json.Decoder(dict[int, _Source])
 _VERSION = msgspec.json.Decoder(_Version)
@@ -82,21 +82,11 @@ class HttpEngineApi:
 
     async def facts(self, endpoint: Endpoint) -> EngineFacts:
         """Ask the engine what it serves and where it publishes. Raises EngineError if it does not answer."""
-        models = await self._models(endpoint)
-        sources, version, metrics = await asyncio.gather(
-            self._optional(endpoint, "/kv_event_sources"),
-            self._optional(endpoint, "/version"),
-            self._optional(endpoint, "/metrics"),
-        )
-        return EngineFacts(
-            models=models,
-            event_sources=None if sources is None else event_sources(sources, endpoint),
-            version=_version(version),
-            block_size=None if metrics is None else _block_size(metrics),
-            kv_tokens_max=None if metrics is None else _kv_tokens_max(metrics),
-            asleep=None if metrics is None else _asleep(metrics),
-            process_start=None if metrics is None else _process_start(metrics),
-        )
+        status, models = await self._get(endpoint, "/v1/models")
+        problem = self._problem(endpoint, 200, status, models)
+        if problem is not None:
+            raise EngineError(problem[1])
+        return _facts(endpoint, models, *await self._pages(endpoint, *_PAGES))
 
     async def health(self, endpoint: Endpoint) -> Health:
         """What `/health` answers."""
@@ -124,12 +114,8 @@ class HttpEngineApi:
             return HttpFacts(str(error), "not_ready")
         if problem := self._problem(endpoint, health, status, body):
             return HttpFacts(problem[1], problem[0])
-        try:
-            facts = await self.facts(endpoint)
-        except EngineError as error:
-            return HttpFacts(str(error), "not_ready")
-        paths = ("/kv_event_sources", "/metrics", "/server_info?config_format=json", "/get_server_info")
-        sources, metrics, *infos = await asyncio.gather(*(self._optional(endpoint, path) for path in paths))
+        sources, version, metrics, *infos = await self._pages(endpoint, *_PAGES, *_INFOS)
+        facts = _facts(endpoint, body, sources, version, metrics)
         return replace(read_pages(facts, sources, metrics, infos), skew_s=skew_s)
 
     async def complete(self, endpoint: Endpoint, body: bytes, rank: int | None = None) -> tuple[int, bytes]:
@@ -145,13 +131,9 @@ class HttpEngineApi:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineError(f"{endpoint.url} did not answer a completion: {error!r}") from error
 
-    async def _models(self, endpoint: Endpoint) -> tuple[ModelInfo, ...]:
-        status, body = await self._get(endpoint, "/v1/models")
-        problem = self._problem(endpoint, 200, status, body)
-        if problem is not None:
-            raise EngineError(problem[1])
-        found = _MODELS.decode(body).data
-        return tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by, m.root) for m in found)
+    async def _pages(self, endpoint: Endpoint, *paths: str) -> list[bytes | None]:
+        """What the engine answers; None for what it has not."""
+        return await asyncio.gather(*(self._optional(endpoint, path) for path in paths))
 
     def _problem(self, endpoint: Endpoint, health: int, status: int, models: bytes) -> tuple[str, str] | None:
         """Why an engine cannot be used: a code and a sentence; None if it can."""
@@ -203,6 +185,23 @@ class HttpEngineApi:
         if len(body) > ANSWER_BYTES_MAX:
             raise EngineError(f"{endpoint.url}{path} answered more than {ANSWER_BYTES_MAX} bytes; check the URL")
         return response.status, body, _skew_s(response.headers.get("date"), asked, time.time())
+
+
+def _facts(
+    endpoint: Endpoint, models: bytes, sources: bytes | None, version: bytes | None, metrics: bytes | None
+) -> EngineFacts:
+    """What the pages say together; None stands for one that is not there. `models` has been looked at before."""
+    found = _MODELS.decode(models).data
+    block_size, kv_tokens_max = _cache_sizes(metrics or b"")
+    return EngineFacts(
+        models=tuple(ModelInfo(m.id, m.parent, m.max_model_len, m.created, m.owned_by, m.root) for m in found),
+        event_sources=None if sources is None else event_sources(sources, endpoint),
+        version=_version(version),
+        block_size=block_size,
+        kv_tokens_max=kv_tokens_max,
+        asleep=_asleep(metrics or b""),
+        process_start=_process_start(metrics or b""),
+    )
 
 
 def event_sources(body: bytes, endpoint: Endpoint) -> dict[int, EventAddress] | None:
@@ -264,14 +263,13 @@ def _version(body: bytes | None) -> str | None:
         return None
 
 
-def _block_size(metrics: bytes) -> int | None:
-    found = _BLOCK_SIZE.search(metrics)
-    return int(found[1]) or None if found else None
-
-
-def _kv_tokens_max(metrics: bytes) -> int | None:
-    block_size, blocks = _block_size(metrics), _GPU_BLOCKS.search(metrics)
-    return block_size * int(blocks[1]) or None if block_size and blocks else None
+def _cache_sizes(metrics: bytes) -> tuple[int | None, int | None]:
+    """Tokens in a block, and in the cache."""
+    labels = next(iter(cache_configs(metrics)), {})
+    block_size, blocks = (
+        int(n) if (n := labels.get(key, "")).isdecimal() else 0 for key in ("block_size", "num_gpu_blocks")
+    )
+    return block_size or None, block_size * blocks or None
 
 
 def _asleep(metrics: bytes) -> bool | None:

@@ -47,9 +47,9 @@ _Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 
 
-def zmq_event_sources(context: _Context, config: EventsConfig) -> EventSourceFactory:
-    """Sources that share `context`, which its owner terminates after they are closed, and `replays_max` replays."""
-    slots = ReplaySlots(config.replays_max)
+def zmq_event_sources(context: _Context, config: EventsConfig, slots: ReplaySlots | None = None) -> EventSourceFactory:
+    """Sources that share `context`, which its owner terminates after they are closed, and the slots for replays."""
+    slots = slots or ReplaySlots(config.replays_max)
 
     def source(address: EventAddress) -> EventSource:
         return ZmqEventSource(address, context, config, slots)
@@ -64,6 +64,10 @@ class ReplaySlots:
         self._free = count
         self._waiting: dict[ZmqEventSource, int] = {}
         self._asking: set[ZmqEventSource] = set()
+
+    def counts(self) -> dict[tuple[str, ...], float]:
+        """How many replays go on, and how many wait for a slot."""
+        return {("under way",): len(self._asking), ("waiting",): len(self._waiting)}
 
     def take(self, source: ZmqEventSource, start: int) -> None:
         """Have `source` ask for its batches from `start` on: at once, or when it is its turn."""

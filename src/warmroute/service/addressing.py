@@ -5,11 +5,16 @@ Invariant: what the operator says of an engine holds before what the engine says
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from warmroute.config.addresses import parse_url
 from warmroute.config.tree import Config, EngineConfig
 from warmroute.errors import ConfigError
 from warmroute.service.ports import EngineFacts, EventAddress
 from warmroute.types import Endpoint
+
+Addresses: TypeAlias = dict[int, EventAddress | None]
+"""Where each data-parallel rank publishes, in order; None: nowhere that we may listen."""
 
 
 def endpoint_of(url: str) -> Endpoint:
@@ -25,25 +30,25 @@ def engine_key(config: Config, engine: EngineConfig) -> str | None:
     return engine.api_key or config.membership.api_key
 
 
-def event_addresses(
-    config: Config, engine: EngineConfig, endpoint: Endpoint, facts: EngineFacts
-) -> list[EventAddress | None]:
+def event_addresses(config: Config, engine: EngineConfig, endpoint: Endpoint, facts: EngineFacts) -> Addresses:
     """Where each rank of an engine publishes; None: nowhere that we may listen.
+
+    An engine that is one rank of several, each with an address of its own, speaks of that rank only: it is all it has.
 
     What the operator says of this engine holds before what the engine says of itself (it may sit behind a port
     mapping), and that before the defaults, which are used only if the engine says nothing at all.
     """
     said = facts.event_sources
-    ranks = engine.data_parallel_size or (max(said) + 1 if said else 1)
+    ranks = range(engine.data_parallel_size) if engine.data_parallel_size else sorted(said or (0,))
     if not (config.events.enabled and engine.events):
-        return [None] * ranks
+        return dict.fromkeys(ranks)
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     default = None if said is not None else f"tcp://{host}:{config.events.port}"
     port = config.events.replay_port
-    clear = port is not None and abs(port - config.events.port) >= ranks
+    clear = port is not None and abs(port - config.events.port) >= len(ranks)
     default_replay = f"tcp://{host}:{port}" if default and clear else None
-    found: list[EventAddress | None] = []
-    for rank in range(ranks):
+    found: Addresses = {}
+    for rank in ranks:
         own = said.get(rank) if said else None
         address = (
             _shifted(engine.events_endpoint or default, rank) if not own or engine.events_endpoint else own.endpoint
@@ -54,9 +59,9 @@ def event_addresses(
         topic = engine.topic if engine.topic is not None else own.topic if own else ""
         listen = _shifted(engine.events_listen, rank)
         if listen:
-            found.append(EventAddress(listen, replay, topic, bind=True))
+            found[rank] = EventAddress(listen, replay, topic, bind=True)
         else:
-            found.append(EventAddress(address, replay, topic) if address else None)
+            found[rank] = EventAddress(address, replay, topic) if address else None
     return found
 
 

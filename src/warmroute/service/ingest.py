@@ -32,6 +32,9 @@ from warmroute.types import Trust, TrustState, WorkerId
 if TYPE_CHECKING:
     from warmroute.core.wire.native import NativeBatch
 
+OUTGROWN = "it holds more than events.worker_blocks_max: the ends of its oldest prefixes are left out"
+"""Why a worker is DEGRADED whose view has reached its limit: until it clears its cache or restarts."""
+
 Clock = Callable[[], float]
 OnTrust = Callable[[WorkerId, Trust], None]
 OnApplied = Callable[[WorkerId], None]
@@ -117,6 +120,7 @@ class WorkerStream:
         self._clock = ingest.clock
         self._stream = Stream(ingest.config, stagger)
         self._source: EventSource | None = None
+        self._outgrown = False
 
     def __repr__(self) -> str:
         return f"WorkerStream(worker={self.worker}, {self._stream!r})"
@@ -263,7 +267,11 @@ class WorkerStream:
                 case EndReplay():
                     if self._source is not None:
                         self._source.end_replay()
-        if failure is not None:  # Only now: effects are performed in order, and this has effects of its own.
+        # Only now: effects are performed in order, and these have effects of their own.
+        if self._outgrown:
+            self._outgrown = False
+            self._perform(self._stream.tainted(OUTGROWN, self._clock(), curable=False))
+        if failure is not None:
             self._perform(self._stream.tainted(failure, self._clock()))
 
     def _apply(self, seq: int, batch: Batch) -> str | None:
@@ -276,7 +284,9 @@ class WorkerStream:
         counts.rank_mismatches += batch.rank != self.rank
         for rejected in batch.rejected:
             counts.rejected[rejected.reason] += 1
+        outgrown = counts.applied.outgrown
         failure = self._apply_events(batch) if isinstance(batch, EventBatch) else self._apply_arrays(batch)
+        self._outgrown = self._outgrown or counts.applied.outgrown > outgrown
         self._ingest.on_applied(self.worker)
         return None if failure is None else f"applying {failure[0]} of batch {seq} failed: {failure[1]}"
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from warmroute.config.tree import Config, EngineConfig
 from warmroute.errors import EngineError
-from warmroute.service.addressing import endpoint_of, engine_key, event_addresses
+from warmroute.service.addressing import Addresses, endpoint_of, engine_key, event_addresses
 from warmroute.service.ports import CacheCounters, EngineApi, EngineFacts, EventAddress, Health
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 
@@ -54,7 +54,7 @@ class _Engine:
     endpoint: Endpoint
     workers: list[WorkerId] = field(default_factory=list)
     """By rank."""
-    addresses: list[EventAddress | None] = field(default_factory=list)
+    addresses: Addresses = field(default_factory=dict)
     held: str | None = None
     """Why it gets no requests whatever it answers; None: it may get them."""
     facts: EngineFacts | None = None
@@ -314,23 +314,26 @@ class Membership:
         engine.facts = facts
         self._place(engine, facts, self._addresses(engine, facts), restarted)
 
-    def _addresses(self, engine: _Engine, facts: EngineFacts) -> list[EventAddress | None]:
+    def _addresses(self, engine: _Engine, facts: EngineFacts) -> Addresses:
         addresses = self._unshared(engine, event_addresses(self._config, engine.config, engine.endpoint, facts))
         if addresses != engine.addresses:
             _log_addresses(engine, addresses)
         return addresses
 
-    def _unshared(self, engine: _Engine, addresses: list[EventAddress | None]) -> list[EventAddress | None]:
+    def _unshared(self, engine: _Engine, addresses: Addresses) -> Addresses:
         """The addresses that no other engine publishes at: one engine's events must not be credited to two."""
         taken = {
             address.endpoint: other.endpoint.url
             for other in self._engines.values()
             if other is not engine and other.up
-            for address in other.addresses
+            for address in other.addresses.values()
             if address is not None
         }
-        own = [address if address is None or address.endpoint not in taken else None for address in addresses]
-        for address in addresses:
+        own = {
+            rank: None if address is not None and address.endpoint in taken else address
+            for rank, address in addresses.items()
+        }
+        for address in addresses.values():
             if own != engine.addresses and address is not None and address.endpoint in taken:
                 _log.warning(
                     "%s is taken to publish at %s, as %s does already: it is routed to by load. Name its "
@@ -341,20 +344,18 @@ class Membership:
                 )
         return own
 
-    def _place(
-        self, engine: _Engine, facts: EngineFacts, addresses: list[EventAddress | None], restarted: bool
-    ) -> None:
+    def _place(self, engine: _Engine, facts: EngineFacts, addresses: Addresses, restarted: bool) -> None:
         """Make the engine's workers what the facts say, and tell the listener what that changes."""
-        before, old = dict(self._workers), list(zip(engine.workers, engine.addresses, strict=True))
+        before, old = dict(self._workers), list(zip(engine.workers, engine.addresses.items(), strict=True))
         for gone, _ in old[len(addresses) :]:
             del self._workers[gone]
             self._listener.worker_removed(gone)
         missing = range(len(old), len(addresses))
         engine.workers = engine.workers[: len(addresses)] + [WorkerId(next(self._ids)) for _ in missing]
-        engine.addresses = addresses
-        moved = [rank >= len(old) or old[rank][1] != address for rank, address in enumerate(addresses)]
-        for rank, worker in enumerate(engine.workers):
-            trust = self._no_trust(addresses[rank]) if moved[rank] else before[worker].trust
+        engine.addresses, new = addresses, list(zip(engine.workers, addresses.items(), strict=True))
+        moved = [each not in old for each in new]
+        for (worker, (rank, address)), has_moved in zip(new, moved, strict=True):
+            trust = self._no_trust(address) if has_moved else before[worker].trust
             self._workers[worker] = Worker(
                 id=worker,
                 endpoint=engine.endpoint,
@@ -368,11 +369,11 @@ class Membership:
                 ready=engine.ready,
                 weight=engine.config.weight,
             )
-        for rank, worker in enumerate(engine.workers):
-            if moved[rank]:
+        for (worker, (_, address)), has_moved in zip(new, moved, strict=True):
+            if has_moved:
                 if worker in before:
                     self._listener.worker_removed(worker)
-                self._listener.worker_added(self._workers[worker], addresses[rank])
+                self._listener.worker_added(self._workers[worker], address)
             elif restarted:
                 self._listener.worker_restarted(worker, facts.process_start)
         if self._workers != before:
@@ -393,8 +394,8 @@ def _since_first_seen(models: tuple[ModelInfo, ...], worker: Worker | None) -> t
     return tuple(replace(model, created=created.get(model.id, model.created)) for model in models)
 
 
-def _log_addresses(engine: _Engine, addresses: list[EventAddress | None]) -> None:
-    for rank, address in enumerate(addresses):
+def _log_addresses(engine: _Engine, addresses: Addresses) -> None:
+    for rank, address in addresses.items():
         where = f"{engine.endpoint.url} rank {rank}"
         if address is None:
             _log.info("%s has no events to follow: it is routed to by load", where)

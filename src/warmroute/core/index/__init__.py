@@ -19,6 +19,12 @@ else:
 __all__ = ["NATIVE", "PrefixIndex", "make_index"]
 
 
-def make_index(orphan_blocks_max: int, blocks_max: int | None = None) -> PrefixIndex:
-    """The fastest index there is here. `orphan_blocks_max`: per worker; `blocks_max`: copies in all, None: no limit."""
-    return NativeIndex(orphan_blocks_max, blocks_max) if NATIVE else ReferenceIndex(orphan_blocks_max, blocks_max)
+def make_index(
+    orphan_blocks_max: int, blocks_max: int | None = None, worker_blocks_max: int | None = None
+) -> PrefixIndex:
+    """The fastest index there is here.
+
+    `orphan_blocks_max`: copies that are parked, per worker; `blocks_max`: copies in all, `worker_blocks_max`: of each
+    worker (None: no limit).
+    """
+    return (NativeIndex if NATIVE else ReferenceIndex)(orphan_blocks_max, blocks_max, worker_blocks_max)

@@ -31,6 +31,13 @@ Over `blocks_max` copies, after each store, whole blocks are *evicted*, the `old
 that no held block names as its parent, the one stored longest ago; one that became a leaf because its child went comes
 next. So chains lose their ends first, and the least recently extended chain first. Should there be no leaf (only an
 engine that contradicts itself can name blocks in a circle), the worker with the most copies is cleared.
+
+A worker with more than `worker_blocks_max` copies after a store has *outgrown* its limit: its own blocks go, in the
+same order, before any other's do. Should it have no leaf, it is cleared.
+
+What clears and drops take away is gone at once for whoever asks. Freeing the memory of a million blocks takes too long
+for one call, though: `sweep` does it, some at a time, and so does every store. Until then `sizes` counts it in `nodes`
+and `bytes`.
 """
 
 from __future__ import annotations
@@ -57,8 +64,8 @@ class Overlap(msgspec.Struct, frozen=True, gc=False):
 class ApplyReport(msgspec.Struct, gc=False):
     """What applying events did, summed up; all are counts of copies. Anomalies have names and are never silent.
 
-    Nothing gets lost: stored + orphaned + unresolved is what came in; removed + cleared + orphans_dropped + evicted is
-    what went out; the difference is held or parked now.
+    Nothing gets lost: stored + orphaned + unresolved is what came in; removed + cleared + orphans_dropped + evicted +
+    outgrown is what went out; the difference is held or parked now.
     """
 
     stored: int = 0
@@ -83,6 +90,8 @@ class ApplyReport(msgspec.Struct, gc=False):
     """Blocks smaller than the group's block size, which cannot be matched: ignored."""
     evicted: int = 0
     """Copies dropped because the index reached its own limit."""
+    outgrown: int = 0
+    """Copies dropped because their worker reached its limit."""
 
 
 class IndexSizes(msgspec.Struct, frozen=True, gc=False):
@@ -149,7 +158,11 @@ class PrefixIndex(Protocol):
         ...
 
     def drop(self, worker: WorkerId) -> None:
-        """Forget `worker` altogether and free what it held, at once. Unknown workers are no error."""
+        """Forget `worker` altogether, its groups too. Unknown workers are no error."""
+        ...
+
+    def sweep(self, blocks: int) -> bool:
+        """Free what clears and drops have left, about so many blocks of it; whether there is more."""
         ...
 
     def match(self, prefixes: Sequence[PrefixHash], block_size: int) -> list[Overlap]:

@@ -31,13 +31,16 @@ _BYTES_PER_RECORD = 600
 class ReferenceIndex:
     """All workers' caches, by content; `contract.PrefixIndex` says what it promises.
 
-    `orphan_blocks_max` bounds the copies that are parked, per worker; `blocks_max` the copies held in all (None: no
-    limit).
+    `orphan_blocks_max` bounds the copies that are parked, per worker; `blocks_max` the copies held in all, and
+    `worker_blocks_max` those of one worker (None: no limit).
     """
 
-    def __init__(self, orphan_blocks_max: int, blocks_max: int | None = None) -> None:
+    def __init__(
+        self, orphan_blocks_max: int, blocks_max: int | None = None, worker_blocks_max: int | None = None
+    ) -> None:
         self._orphan_blocks_max = orphan_blocks_max
         self._blocks_max = blocks_max
+        self._worker_blocks_max = worker_blocks_max
         self._views: dict[WorkerId, View] = {}
         self._totals = Totals()
 
@@ -61,6 +64,7 @@ class ReferenceIndex:
             parent = block_hash
         while view.copies_parked > self._orphan_blocks_max:
             report.orphans_dropped += view.drop_longest_parked()
+        self._evict_outgrown(view, report)
         self._evict(report)
 
     def remove(self, worker: WorkerId, event: BlockRemoved, report: ApplyReport) -> None:
@@ -78,16 +82,19 @@ class ReferenceIndex:
         view = self._views.get(worker)
         if view is None:
             return
-        count = view.withdraw()
-        self._views[worker] = View(worker, self._totals, view.groups)
+        count = self._begin_anew(view)
         if report is not None:
             report.cleared += count
 
     def drop(self, worker: WorkerId) -> None:
-        """Forget `worker` altogether and free what it held, at once."""
+        """Forget `worker` altogether, its groups too."""
         view = self._views.pop(worker, None)
         if view is not None:
             view.withdraw()
+
+    def sweep(self, blocks: int) -> bool:  # noqa: ARG002 - clears and drops leave nothing here
+        """Free what clears and drops have left; whether there is more."""
+        return False
 
     def match(self, prefixes: Sequence[PrefixHash], block_size: int) -> list[Overlap]:
         """Which workers with this block size hold how many of the leading blocks; those with none are left out."""
@@ -155,6 +162,7 @@ class ReferenceIndex:
             view.restore(entry)
         for view in restored.values():
             view.tidy()
+            self._evict_outgrown(view, ApplyReport())
         self._evict(ApplyReport())
 
     def check(self) -> None:
@@ -170,6 +178,8 @@ class ReferenceIndex:
             leaves.update((worker, name) for name in held if name not in view.named)
             if view.copies_parked > self._orphan_blocks_max:
                 problems.append(f"worker {worker}: more parked copies than allowed")
+            if self._worker_blocks_max is not None and view.copies > self._worker_blocks_max:
+                problems.append(f"worker {worker}: more copies than one may have")
         if nodes != self._totals.nodes:
             problems.append("the nodes are not what the records say")
         if leaves != self._totals.leaves.keys():
@@ -195,10 +205,23 @@ class ReferenceIndex:
                 report.evicted += self._views[worker].evict(block_hash)
             else:
                 view = max(self._views.values(), key=lambda view: (view.copies, -view.worker))
-                parked = view.copies_parked
-                report.evicted += view.withdraw() - parked
-                report.orphans_dropped += parked
-                self._views[view.worker] = View(view.worker, self._totals, view.groups)
+                report.orphans_dropped += view.copies_parked
+                report.evicted += self._begin_anew(view) - view.copies_parked
+
+    def _evict_outgrown(self, view: View, report: ApplyReport) -> None:
+        """The same within one worker."""
+        while self._worker_blocks_max is not None and view.copies > self._worker_blocks_max:
+            leaf = next((block_hash for worker, block_hash in self._totals.leaves if worker == view.worker), None)
+            if leaf is None:
+                report.orphans_dropped += view.copies_parked
+                report.outgrown += self._begin_anew(view) - view.copies_parked
+                return
+            report.outgrown += view.evict(leaf)
+
+    def _begin_anew(self, view: View) -> int:
+        """Forget all of a worker but its groups; gives how many copies it had, parked ones included."""
+        self._views[view.worker] = View(view.worker, self._totals, view.groups)
+        return view.withdraw()
 
 
 def _digests(event: BlockStored) -> list[int]:

@@ -56,8 +56,8 @@ def read_pages(
     said = None if sources is None else _said(sources)
     if said is None:
         said = _said_by_server(info)
-    engines = [dict(_LABEL.findall(page.decode("utf-8", "replace"))) for page in _CACHE_CONFIG.findall(metrics or b"")]
-    cache = engines[0] if engines else {}
+    engines = cache_configs(metrics or b"")
+    cache: Mapping[str, str] = engines[0] if engines else {}
     if info.disable_radix_cache is not None:
         cache = {"enable_prefix_caching": str(not info.disable_radix_cache)}
     ranks = max(len({engine.get("engine") for engine in engines}), len(said or ()), info.dp_size or 0)
@@ -69,6 +69,11 @@ def read_pages(
         cache=cache,
         ranks=ranks or None,
     )
+
+
+def cache_configs(metrics: bytes) -> list[dict[str, str]]:
+    """The labels of vLLM's `cache_config_info`, one dictionary for each of its engine cores."""
+    return [dict(_LABEL.findall(page.decode("utf-8", "replace"))) for page in _CACHE_CONFIG.findall(metrics)]
 
 
 def _software(

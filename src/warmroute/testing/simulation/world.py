@@ -100,6 +100,7 @@ class World:
 
     def _tick(self) -> None:
         self.following.tick()
+        self.index.sweep(8)
         self._look()
         self.time.call_later(TICK_S, self._tick)
 
