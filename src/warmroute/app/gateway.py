@@ -24,6 +24,7 @@ from warmroute.app.seat import Seat
 from warmroute.config.tree import Config
 from warmroute.core.breaker import Breakers, BreakerState
 from warmroute.core.index import make_index
+from warmroute.core.policies.guard import Guarded
 from warmroute.core.router import Router
 from warmroute.edge.channel import Channel
 from warmroute.edge.engine_api import HttpEngineApi
@@ -272,11 +273,16 @@ class Gateway:
         )
         metrics.count("breaker_opened", "Times an engine's breaker opened", (), lambda: {(): self.breakers.opened})
         metrics.gauge("breaker", "1 for the state of an engine's breaker", ("engine", "state"), self._breaker_states)
+        metrics.count("policy_failures", "Times the policy named by the user did not decide", ("why",), self._failures)
         metrics.count("fleet_changes", "Engines added, altered, drained, removed", ("kind",), self._fleet_changes)
         metrics.count("access_log_lost", "Lines of the access log that could not be written", (), self._lines_lost)
         metrics.gauge("discovery_in_step", "1 if the source is followed now", ("source",), self.sources.in_step)
         metrics.gauge("discovery_objects", "Pods or slices by state", ("source", "state"), self.sources.objects)
         metrics.count("discovery", "What happened while following", ("source", "event"), self.sources.events)
+
+    def _failures(self) -> dict[tuple[str, ...], float]:
+        policy = self.router.policy
+        return {(why,): n for why, n in policy.failures.items()} if isinstance(policy, Guarded) else {}
 
     def _fleet_changes(self) -> Counter[tuple[str, ...]]:
         return self.reconciler.changes

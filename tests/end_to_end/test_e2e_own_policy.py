@@ -1,0 +1,34 @@
+"""A policy of the user's own inside the gateway: it decides, and when it fails the default does and says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from e2e_fleet import QUICK, stack_of
+
+from warmroute.config.tree import RoutingConfig
+from warmroute.testing.engine import EngineOptions
+
+POLICY = """
+class Mine:
+    name = "mine"
+
+    def costs(self, candidates):
+        if candidates.prompt_tokens > 50:
+            raise ValueError("too long for me")
+        return [-worker.endpoint.port for worker in candidates.workers]
+"""
+
+
+async def test_an_own_policy_decides_and_its_failures_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(POLICY)
+    config = replace(QUICK, routing=RoutingConfig(policy=f"{tmp_path}/mine.py:Mine"))
+    async with stack_of(EngineOptions(), EngineOptions(seed=1), config=config) as stack:
+        last = max(stack.engines, key=lambda engine: engine.endpoint.port).endpoint.authority
+        short = [await stack.client.ask(prompt=[number] * 10) for number in range(1, 5)]
+        assert [(answer.status, answer.worker) for answer in short] == [(200, last)] * 4
+        long = [await stack.client.ask(prompt=[number] * 100) for number in range(1, 4)]
+        assert [answer.status for answer in long] == [200] * 3
+        page = (await stack.client.get("/metrics")).raw.decode()
+    assert 'warmroute_policy_failures_total{why="raised"} 3.0' in page
