@@ -40,8 +40,8 @@ class Lease:
     """One request's claim on one worker, from dispatch to last byte."""
 
     __slots__ = (
-        "at", "id", "mark", "observable", "open", "others_mark", "prefilling", "prompt_tokens", "slot", "uncached_tokens",
-        "worker",
+        "at", "id", "mark", "observable", "open", "others_mark", "prefilling", "prompt_tokens", "slot",
+        "uncached_tokens", "worker",
     )  # fmt: skip
 
     def __init__(self, lease: LeaseId, worker: WorkerId, prompt_tokens: int, uncached_tokens: int) -> None:
