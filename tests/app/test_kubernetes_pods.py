@@ -168,8 +168,8 @@ async def test_bookmarks_keep_the_place_though_nothing_happens(stage: ClusterSta
 
 async def test_a_role_that_is_taken_away_is_said_and_the_fleet_stays(stage: ClusterStage) -> None:
     server = stage.server
-    server.forbidden.add("pods")
     await server.watched(2)
+    server.forbidden.add("pods")
     server.cut()
     await stage.until(lambda: all("403" in (r.problem or "") for r in stage.reflectors), "403 is said")
     assert "get, list and watch" in str(stage.reflectors[0].problem)
@@ -198,8 +198,8 @@ async def test_an_object_that_is_no_pod_costs_itself_alone(stage: ClusterStage) 
 
 async def test_a_line_that_is_no_event_is_mended_by_a_list(stage: ClusterStage) -> None:
     server = stage.server
-    server.raw_lines = [b'{"type": "ADDED", "object": ']
     await server.watched(2)
+    server.raw_lines = [b'{"type": "ADDED", "object": ']
     server.cut()
     server.store.put("pods", pod("b", "10.0.0.2"))
     await stage.until(lambda: stage.ready() == {A, B}, "what came after it")

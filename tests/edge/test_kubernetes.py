@@ -35,7 +35,8 @@ async def api(server: FakeKubernetes, tmp_path: Path) -> AsyncIterator[Kubernete
 async def first(api: Kubernetes, version: str, collection: Collection = PODS) -> Sequence[WatchEvent]:
     async with asyncio.timeout(60), aclosing(api.watch(collection, version, 300.0)) as watch:
         async for events in watch:
-            return events
+            if events:
+                return events
     return ()
 
 

@@ -148,7 +148,7 @@ async def test_it_serves_on_while_the_api_server_is_away(cluster: FakeKubernetes
             assert (await gateway.client.ask(prompt=[1, 2, 3])).status == 200
             await cluster.start()
             await gateway.until(lambda b: b["discovery"][0]["in_step"], "it is back")
-    assert command.output.count("cannot be followed") == 2  # once for each label's collection
+    assert command.output.count("cannot be followed") in (1, 2)  # once at most for each label's collection
 
 
 async def test_engines_of_a_headless_service(cluster: FakeKubernetes, tmp_path: Path) -> None:

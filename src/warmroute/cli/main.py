@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "key": "Make an API key and print it, with the line for the file that gateway.keys_file names.",
     "replay": "Feed recordings through the production path and compare predictions with what the engine reported.",
     "doctor": "Look for what is wrong with engines, and say which arguments mend it.",
+    "k8s": "Turn the KV events of a vLLM Deployment in Kubernetes on or off, or say how they are.",
     "explain": "Print per candidate what was known, what it cost and why it won or lost, and what the engine reported.",
     "simulate": "Compare routing policies on simulated engines: hours of traffic in minutes, the real router.",
     "demo": "Three simulated engines behind the gateway: what was predicted, what was reported, beside round robin.",

@@ -113,7 +113,10 @@ class Kubernetes:
     async def watch(
         self, collection: Collection, version: str, timeout_s: float
     ) -> AsyncIterator[Sequence[WatchEvent]]:
-        """Changes after `version`, in the bunches they come in. Raises ExpiredError and other ClusterErrors."""
+        """An empty bunch when it is open, then changes after `version`, in the bunches they come in.
+
+        Raises ExpiredError and other ClusterErrors.
+        """
         query = _selected(collection) | {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -124,6 +127,7 @@ class Kubernetes:
         try:
             if response.status != 200:
                 raise _problem(response.status, await _read(response), f"watch {collection.path}")
+            yield ()
             rest = b""
             async for chunk in _chunks(response):
                 *lines, rest = (rest + chunk).split(b"\n")

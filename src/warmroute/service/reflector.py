@@ -83,7 +83,10 @@ class ClusterApi(Protocol):
         ...
 
     def watch(self, collection: Collection, version: str, timeout_s: float) -> AsyncIterator[Sequence[WatchEvent]]:
-        """Changes after `version`, as they come, for about so long. Raises ExpiredError and other ClusterErrors."""
+        """Nothing once it is open, then changes after `version`, as they come, for about so long.
+
+        Raises ExpiredError and other ClusterErrors.
+        """
         ...
 
 

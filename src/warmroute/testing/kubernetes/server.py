@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from warmroute.testing.kubernetes.apply import Owners
 from warmroute.testing.kubernetes.store import GoneError, Store
 
 _PATH = re.compile(r"/(?:api/v1|apis/[^/]+/v1)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)")
@@ -40,6 +41,9 @@ class FakeKubernetes:
         """Whether a watch from a forgotten version is answered with status 410, not with an event that says so."""
         self.watch_s_max: float | None = None
         """Watches are ended after so long, whatever was asked for."""
+        self.owners = Owners()
+        self.rolls_out = True
+        """Whether a Deployment that is applied is rolled out at once; else never."""
         self.raw_lines: list[bytes] = []
         """Sent to the next watch before all else."""
         self.requests: list[tuple[str, str, dict[str, str]]] = []
@@ -205,6 +209,15 @@ class FakeKubernetes:
                 await _send(response, "BOOKMARK", self._bookmark(what[0]))
             await changed.wait()
 
+    def _rolled_out(self, resource: str, stored: dict[str, Any]) -> dict[str, Any]:
+        """What the controller would make of a Deployment, at once."""
+        if resource != "deployments" or not self.rolls_out:
+            return stored
+        replicas = stored["spec"].get("replicas", 1)
+        numbers = dict.fromkeys(("replicas", "updatedReplicas", "availableReplicas"), replicas)
+        status = numbers | {"observedGeneration": stored["metadata"]["generation"]}
+        return self.store.change(resource, stored["metadata"]["name"], lambda d: d.update(status=status))
+
     def _bookmark(self, resource: str) -> dict[str, Any]:
         return {"kind": resource, "metadata": {"resourceVersion": str(self.store.version), "creationTimestamp": None}}
 
@@ -214,6 +227,16 @@ class FakeKubernetes:
             return _status(404, f'{resource} "{name}" not found')
         if request.method == "GET":
             return web.json_response(found)
+        if request.method == "PATCH" and "apply-patch" in request.content_type:
+            given, manager = json.loads(await request.read()), request.query["fieldManager"]
+            key = (resource, namespace, name)
+            conflicts = self.owners.conflicts(key, found, given, manager)
+            if conflicts and request.query.get("force") != "true":
+                return _status(409, f"Apply failed with conflicts: {', '.join(conflicts)}")
+            if request.query.get("dryRun") == "All":
+                return web.json_response(self.owners.applied(key, found, given, manager, record=False))
+            stored = self.store.put(resource, self.owners.applied(key, found, given, manager))
+            return web.json_response(self._rolled_out(resource, stored))
         return _status(405, "this server does not do that")
 
 
