@@ -40,7 +40,8 @@ class Lease:
     """One request's claim on one worker, from dispatch to last byte."""
 
     __slots__ = (
-        "at", "id", "mark", "open", "others_mark", "prefilling", "prompt_tokens", "slot", "uncached_tokens", "worker",
+        "at", "id", "mark", "observable", "open", "others_mark", "prefilling", "prompt_tokens", "slot",
+        "uncached_tokens", "worker",
     )  # fmt: skip
 
     def __init__(self, lease: LeaseId, worker: WorkerId, prompt_tokens: int, uncached_tokens: int) -> None:
@@ -56,6 +57,8 @@ class Lease:
         """When it was dispatched."""
         self.mark = 0.0
         """Seconds of prefill ever booked on the worker, this one's included."""
+        self.observable = True
+        """Whether its first byte comes long before its end."""
         self.others_mark = NOTHING
         """Tokens and pairs that other processes had ever seen computed there."""
 
@@ -199,7 +202,7 @@ class LoadTable:
         self.free_at[slot] = max(self.free_at[slot], now) + seconds
         self.busy[slot] += seconds / RECENT_S
         self.requests_per_s += 1.0 / RECENT_S
-        lease.at = now
+        lease.at, lease.observable = now, prefill_observable
         lease.mark = self._booked_s[slot] = self._booked_s[slot] + seconds
         if not prefill_observable:
             heapq.heappush(self._unobserved, (self.free_at[slot], lease.id, lease))
@@ -217,7 +220,8 @@ class LoadTable:
         self._observe(lease, now)
         self._done_s[slot] = max(self._done_s[slot], lease.mark)
         self.free_at[slot] = now + (self._booked_s[slot] - self._done_s[slot] if self.prefilling[slot] else 0.0)
-        self._publish(slot)
+        if lease.observable:
+            self._publish(slot)  # else its end follows at once
 
     def release(self, lease: Lease) -> None:
         """Close the lease, however it ended. No-op when it is closed already."""

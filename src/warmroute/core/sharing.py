@@ -23,9 +23,10 @@ from warmroute.types import Worker
 
 ROWS_MAX: Final = 4096
 """Workers whose load is shared. That of those beyond is each process's own (`Sharing.unshared`)."""
-READING_SHARE: Final = 0.05
-"""The others' parts are read as often as costs no more of the time than this, counted as `_READ_S` per row and part."""
-_READ_S: Final = 0.4e-6
+READING_SHARE: Final = 0.02
+"""The others' parts are read as often as costs no more of the time than this, by what a part and a row of it cost."""
+_PART_S: Final = 8e-6
+_ROW_S: Final = 0.4e-6
 
 _WIDTH: Final = 9
 _ROWS, _NAMINGS, _PER_S, _INSIDE = range(4)
@@ -141,7 +142,7 @@ class Sharing:
             found = [part.columns(self._keys, self._renamed, now) for part in self._parts]
             rate = sum(part.head(_PER_S) for part in self._parts)
             self._others = _sum_of([columns for columns in found if columns], len(self._keys), now, rate)
-            self._stale_at = now + (1 + len(self._keys)) * len(self._parts) * _READ_S / READING_SHARE
+            self._stale_at = now + len(self._parts) * (_PART_S + _ROW_S * len(self._keys)) / READING_SHARE
         return self._others
 
     def _sum(self, column: int, slot: int) -> float:
