@@ -137,13 +137,13 @@ def enabling(deployment: Object, target: Target) -> Change:
         after=patched.deployment,
         notes=patched.notes,
         obstacles=patched.obstacles,
-        managers=tuple(_managers(deployment)),
+        managers=tuple(_appliers(deployment)),
     )
 
 
 def disabling(deployment: Object) -> Change:
     """What putting it back changes. Raises PatchError."""
-    return Change(before=deployment, after=disabled(deployment), managers=tuple(_managers(deployment)))
+    return Change(before=deployment, after=disabled(deployment), managers=tuple(_appliers(deployment)))
 
 
 def described(deployment: Object, target: Target) -> list[tuple[str, str]]:
@@ -197,7 +197,7 @@ def _written(deployment: Object) -> Object:
     return {"metadata": kept, "spec": deployment["spec"]}
 
 
-def _managers(deployment: Object) -> Iterator[str]:
+def _appliers(deployment: Object) -> Iterator[str]:
     """Who else applies this Deployment."""
     for entry in deployment["metadata"].get("managedFields") or ():
         if entry.get("manager") != MANAGER and entry.get("subresource") != "status":
