@@ -147,3 +147,10 @@ def test_a_rule_is_silent_while_one_of_its_leaves_is_in_error() -> None:
 )
 def test_settings_without_effect_get_a_note(tokenizer: dict[str, str], note: str | None) -> None:
     assert file({"tokenizer": tokenizer}).notes == ((note,) if note else ())
+
+
+def test_D12_events_need_token_ids_and_say_so() -> None:
+    """Events off, or everything on, is well; events on without a tokenizer is refused with both names."""
+    assert not file({"events": {"enabled": False}, "tokenizer": {"mode": "off"}}).config.events.enabled
+    assert "tokenizer.mode" in refused({"events": {"enabled": True}, "tokenizer": {"mode": "off"}})
+    assert file({"events": {"enabled": True}, "tokenizer": {"mode": "remote"}}).config.events.enabled
