@@ -167,3 +167,10 @@ def test_what_processes_cannot_keep_together(document: dict[str, Any], key: str)
 def test_processes_keep_keys_limits_in_redis() -> None:
     limits = {"key_tokens_per_min": 1, "redis_url": "redis://h:6379/0"}
     assert file({"gateway": {"processes": 2, "keys_file": "/k"}, "admission": limits})
+
+
+def test_D12_events_need_token_ids_and_say_so() -> None:
+    """Events off, or everything on, is well; events on without a tokenizer is refused with both names."""
+    assert not file({"events": {"enabled": False}, "tokenizer": {"mode": "off"}}).config.events.enabled
+    assert "tokenizer.mode" in refused({"events": {"enabled": True}, "tokenizer": {"mode": "off"}})
+    assert file({"events": {"enabled": True}, "tokenizer": {"mode": "remote"}}).config.events.enabled

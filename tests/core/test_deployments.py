@@ -185,6 +185,19 @@ def test_what_somebody_changed_since_is_not_undone_blindly() -> None:
         disabled(of())
 
 
+def test_what_others_say_of_the_pods_stays() -> None:
+    restarted = "kubectl.kubernetes.io/restartedAt"
+    once = enabled(sample("plain")).deployment
+    once["spec"]["template"]["metadata"]["annotations"][restarted] = "now"
+    once["spec"]["template"]["metadata"]["labels"]["tier"] = "gpu"
+    assert is_enabled(once)
+    meta = disabled(once)["spec"]["template"]["metadata"]
+    assert meta == {"labels": {"app": "plain", "tier": "gpu"}, "annotations": {restarted: "now"}}
+    once["spec"]["template"]["metadata"]["labels"][AIBRIX + "kv-events-enabled"] = "false"
+    with pytest.raises(PatchError, match="its labels changed since"):
+        disabled(once)
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_applied_server_side_it_comes_and_goes_whole(name: str) -> None:
     before = sample(name)
@@ -196,6 +209,15 @@ def test_applied_server_side_it_comes_and_goes_whole(name: str) -> None:
     assert there == on
     off = disabled(there)
     assert owners.applied("d", there, configuration(there, off), "warmroute") == before
+
+
+def test_what_is_applied_is_what_was_shown_also_after_another_hand() -> None:
+    owners = Owners()
+    there = enabled(sample("plain")).deployment
+    container(there, 1)["args"] = ["--model=other"]
+    del there["spec"]["template"]["metadata"]["annotations"][OURS + "events-port"]
+    shown = enabled(there).deployment
+    assert owners.applied("d", there, configuration(there, shown), "warmroute") == shown
 
 
 def test_a_rollout_is_followed() -> None:

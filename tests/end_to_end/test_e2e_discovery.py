@@ -205,8 +205,10 @@ async def test_a_new_replica_knows_what_the_first_one_knows(cluster: FakeKuberne
             await first.serving(*engines)
             prompts = [list(range(100 * n, 100 * n + 64)) for n in range(6)]
             workers = [(await first.client.ask(prompt=prompt)).worker for prompt in prompts]
+            await first.until(lambda b: sum(w["blocks"] for w in b["workers"]) == 24, "events may be late")
             async with gateway_of(in_cluster(cluster, tmp_path, **settings)) as second:
                 await second.serving(*engines)
                 for prompt, worker in zip(prompts, workers, strict=True):
                     answer = await second.client.ask(prompt=prompt)
-                    assert (answer.worker, answer.predicted, answer.reported) == (worker, 48, 48)
+                    now = (await second.client.get("/workers")).body["workers"]
+                    assert (answer.worker, answer.predicted, answer.reported) == (worker, 48, 48), now

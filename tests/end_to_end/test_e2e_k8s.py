@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from e2e_process import Command
+from e2e_process import SOURCES, Command
 
 from warmroute.testing.engine import EngineOptions, SimulatedEngine
 from warmroute.testing.kubernetes import FakeKubernetes, pod
@@ -129,6 +129,19 @@ async def test_from_a_file_without_a_cluster(tmp_path: Path) -> None:
     async with Command("k8s", "enable", "other", "-f", str(path)) as command:
         assert await command.exit_code() == 2
     assert "the file has no Deployment called 'other'" in command.output
+
+
+async def test_without_the_extra_there_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "kubernetes_asyncio.py").write_text("raise ImportError")
+    path = f"{tmp_path}:{SOURCES}"
+    for arguments in (["k8s", "status", "d"], ["serve", "--discovery.kubernetes.enabled", "true"]):
+        async with Command(*arguments, PYTHONPATH=path) as command:
+            assert await command.exit_code() == 2
+        assert "Install it: pip install 'warmroute[kubernetes]'." in command.output
+        assert "Traceback" not in command.output
+    manifest = str(DATA / "plain.yaml")
+    async with Command("k8s", "enable", NAME, "-f", manifest, PYTHONPATH=path) as command:
+        assert await command.exit_code() == 0
 
 
 async def test_what_is_not_there_is_one_line(k8s: Any) -> None:

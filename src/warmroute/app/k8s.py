@@ -10,7 +10,7 @@ import difflib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import yaml
@@ -19,8 +19,10 @@ from warmroute.config.tree import EngineConfig
 from warmroute.core.deployments import BEFORE, configuration, disabled, enabled, is_enabled, progress
 from warmroute.core.event_arguments import PatchError
 from warmroute.core.pods import PodState, read_pod
-from warmroute.edge.kubernetes import Kubernetes, connect
 from warmroute.service.reflector import ClusterError, Collection
+
+if TYPE_CHECKING:
+    from warmroute.edge.kubernetes import Kubernetes
 
 MANAGER = "warmroute"
 """Of the fields that are ours, for server-side apply."""
@@ -72,6 +74,8 @@ class Cluster:
         self._api: Kubernetes | None = None
 
     async def __aenter__(self) -> Self:
+        from warmroute.edge.kubernetes import connect  # noqa: PLC0415 - an extra; manifests do not need it
+
         self._api = await connect(self.target.kubeconfig, self.target.context)
         return self
 
@@ -137,13 +141,13 @@ def enabling(deployment: Object, target: Target) -> Change:
         after=patched.deployment,
         notes=patched.notes,
         obstacles=patched.obstacles,
-        managers=tuple(_owners(deployment)),
+        managers=tuple(_appliers(deployment)),
     )
 
 
 def disabling(deployment: Object) -> Change:
     """What putting it back changes. Raises PatchError."""
-    return Change(before=deployment, after=disabled(deployment), managers=tuple(_owners(deployment)))
+    return Change(before=deployment, after=disabled(deployment), managers=tuple(_appliers(deployment)))
 
 
 def described(deployment: Object, target: Target) -> list[tuple[str, str]]:
@@ -197,7 +201,7 @@ def _written(deployment: Object) -> Object:
     return {"metadata": kept, "spec": deployment["spec"]}
 
 
-def _owners(deployment: Object) -> Iterator[str]:
+def _appliers(deployment: Object) -> Iterator[str]:
     """Who else applies this Deployment."""
     for entry in deployment["metadata"].get("managedFields") or ():
         if entry.get("manager") != MANAGER and entry.get("subresource") != "status":

@@ -91,16 +91,36 @@ def disabled(deployment: Mapping[str, Any]) -> Object:
     if engine is None:
         raise PatchError(f"its container {kept['container']!r} is gone; remove the annotation {BEFORE} by hand")
     now, after, before = _state(template, engine), kept["after"], kept["before"]
-    if other := [name for name in now if now[name] != after[name]]:
+    if other := [name for name in now if not _undoable(now[name], before[name], after[name])]:
         raise PatchError(
             f"its {' and '.join(other)} changed since events were enabled, so that what was there before is not simply "
             f"put back: take {event_arguments.FLAG} out by hand, and remove the annotation {BEFORE}"
         )
     for name in _FIELDS:
-        _put(engine, name, before[name])
+        _put(engine, name, _undone(now[name], before[name], after[name]))
     for name in ("labels", "annotations"):
-        _put(template.setdefault("metadata", {}), name, before[name])
+        _put(template.setdefault("metadata", {}), name, _undone(now[name], before[name], after[name]))
     return result
+
+
+def _undoable(now: Any, before: Any, after: Any) -> bool:
+    """Whether what we changed of a field is as we left it; of labels and annotations, others' own do not matter."""
+    if isinstance(now, dict) and isinstance(after, dict):
+        return all(now.get(key) == after.get(key) for key in _differing(before or {}, after))
+    return bool(now == after)
+
+
+def _undone(now: Any, before: Any, after: Any) -> Any:
+    """A field without what we changed: another's annotation, as `kubectl rollout restart` leaves one, stays."""
+    if now == after or not isinstance(now, dict):
+        return before
+    first = before or {}
+    ours = _differing(first, after)
+    return {key: value for key, value in now.items() if key not in ours} | {k: first[k] for k in ours if k in first}
+
+
+def _differing(before: Object, after: Object) -> list[str]:
+    return [key for key in before | after if before.get(key) != after.get(key)]
 
 
 def configuration(before: Mapping[str, Any], after: Mapping[str, Any]) -> Object:
@@ -112,12 +132,10 @@ def configuration(before: Mapping[str, Any], after: Mapping[str, Any]) -> Object
         meta["annotations"] = {BEFORE: kept}
     record = json.loads(kept or before["metadata"]["annotations"][BEFORE])
     states = (record["before"], record["after"])
-    template = after["spec"]["template"]
-    engine = next(each for each in template["spec"]["containers"] if each["name"] == record["container"])
-    now = _state(template, engine)
+    now, was = (_state_of(each, record["container"]) for each in (after, before))
     ours: Object = {"name": record["container"]}
     for name in ("command", "args", "image"):
-        if states[0][name] != states[1][name] and now[name] is not None:
+        if now[name] is not None and (states[0][name] != states[1][name] or was[name] != now[name]):
             ours[name] = now[name]
     added = [port for port in now["ports"] or () if port not in (states[0]["ports"] or ())]
     if added:
@@ -125,7 +143,8 @@ def configuration(before: Mapping[str, Any], after: Mapping[str, Any]) -> Object
     pod_meta = {}
     for name in ("labels", "annotations"):
         first, then = states[0][name] or {}, states[1][name] or {}
-        mine = {key: value for key, value in (now[name] or {}).items() if first.get(key) != then.get(key)}
+        ours_of = {*_differing(first, then), *_differing(was[name] or {}, now[name] or {})}
+        mine = {key: value for key, value in (now[name] or {}).items() if key in ours_of}
         if mine:
             pod_meta[name] = mine
     applied["spec"] = {"template": ({"metadata": pod_meta} if pod_meta else {}) | {"spec": {"containers": [ours]}}}
@@ -260,6 +279,11 @@ def _state(template: Mapping[str, Any], engine: Mapping[str, Any]) -> Object:
     meta = template.get("metadata") or {}
     found = {name: engine.get(name) for name in _FIELDS} | {name: meta.get(name) for name in ("labels", "annotations")}
     return copy.deepcopy(found)
+
+
+def _state_of(deployment: Mapping[str, Any], container: str) -> Object:
+    template = deployment["spec"]["template"]
+    return _state(template, next(each for each in template["spec"]["containers"] if each["name"] == container))
 
 
 def _put(place: Object, name: str, value: object) -> None:

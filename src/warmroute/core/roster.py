@@ -14,6 +14,7 @@ Invariant: performed in order, the changes make what is present equal to what is
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
@@ -100,7 +101,7 @@ class Roster:
         """
         listing: dict[Endpoint, Listed] = {}
         for listed in engines:
-            listing.setdefault(parse_url(listed.engine.url), listed)
+            listing.setdefault(_endpoint(listed.engine.url), listed)
         known = self._listings[source]
         known.clear()
         known.update(listing)
@@ -157,3 +158,9 @@ class Roster:
                 wanted.setdefault(endpoint, (source, listed if held is None else replace(listed, held=held)))
         self.shadowed = sum(map(len, self._listings.values())) - len(wanted)
         return wanted
+
+
+@functools.lru_cache(maxsize=16_384)
+def _endpoint(url: str) -> Endpoint:
+    """A thousand URLs are listed again whenever one pod changes."""
+    return parse_url(url)

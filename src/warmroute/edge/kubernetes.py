@@ -42,7 +42,7 @@ NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 _GONE = 410
 _HINTS = {
     401: "the token or certificate is not accepted; look at the service account or the kubeconfig",
-    403: "the role lacks this; it needs get, list and watch there",
+    403: "the role lacks this; discovery needs list and watch",
     404: "there is no such resource; look at the server's address and version",
 }
 

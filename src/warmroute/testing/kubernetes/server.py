@@ -48,8 +48,6 @@ class FakeKubernetes:
         """Sent to the next watch before all else."""
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.port = 0
-        self.watching = 0
-        """Watches that are open now."""
         self._bookmarks = 0
         self._changed = asyncio.Event()
         self._runner: web.AppRunner | None = None
@@ -83,6 +81,11 @@ class FakeKubernetes:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    @property
+    def watching(self) -> int:
+        """Watches that are open now."""
+        return sum(not transport.is_closing() for transport in self._transports)
 
     def cut(self) -> None:
         """Break every watch that is open now."""
@@ -175,7 +178,6 @@ class FakeKubernetes:
         transport = request.transport
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - TCP has no other
         self._transports.add(transport)
-        self.watching += 1
         try:
             async with asyncio.timeout(limit_s):
                 await self._stream(response, version, (resource, namespace, selector))
@@ -185,7 +187,6 @@ class FakeKubernetes:
         except ConnectionError:
             pass
         finally:
-            self.watching -= 1
             self._transports.discard(transport)
         return response
 
