@@ -17,16 +17,14 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from measuring import TICKS_PER_S, build, cpu_s, load, running, wait_ready
 
 HERE = Path(__file__).parent
 ENGINES = (18001, 18002)
@@ -35,7 +33,6 @@ Target = tuple[int, list[str]]
 """Port and command of a gateway."""
 TWO = "warmroute_x2"
 """`--processes 2`: its CPU is that of both processes and of their control process."""
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SCENARIOS = {
     # connections, seconds, mode, events per stream, gap in us, path, variants, body bytes
     "json, 4 KiB, c=1": (1, 1.2, "json"),
@@ -45,59 +42,6 @@ SCENARIOS = {
     "stream, 64 events 5 ms apart, c=32": (32, 1.6, "sse", 64, 5000),
     "stream, 64 events at once, c=16": (16, 1.5, "sse", 64, 0),
 }
-
-
-def fields(pid: int) -> list[str]:
-    text = Path(f"/proc/{pid}/stat").read_text()
-    return text[text.rindex(")") + 2 :].split()
-
-
-def cpu_s(root: int) -> float:
-    """CPU seconds of a process and all below it, ended children of the root included."""
-    children: dict[int, list[int]] = {}
-    times: dict[int, list[int]] = {}
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-        try:
-            stat = fields(pid)
-        except OSError:
-            continue
-        children.setdefault(int(stat[1]), []).append(pid)
-        times[pid] = [int(ticks) for ticks in stat[11:15]]
-    tree, ticks = [root], sum(times[root][2:])
-    for pid in tree:
-        tree += children.get(pid, [])
-        ticks += sum(times[pid][:2])
-    return ticks / TICKS_PER_S
-
-
-@contextmanager
-def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
-def wait_ready(port: int) -> None:
-    body = b'{"model":"mock-model","messages":[{"role":"user","content":"hi"}],"user":"c4g0"}'
-    headers = {"content-type": "application/json", "authorization": "Bearer sk-test"}
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body, headers)
-            urllib.request.urlopen(request, timeout=5).read()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
-
-
-def load(tools: Path, port: int, *scenario: Any) -> dict[str, Any]:
-    out = subprocess.run([tools / "oload", str(port), *map(str, scenario)], capture_output=True, check=True, timeout=90)
-    return dict(json.loads(out.stdout))
 
 
 def measure(tools: Path, port: int, pid: int) -> dict[str, dict[str, float]]:
@@ -211,9 +155,7 @@ def main() -> None:
         targets[name] = (int(port), ["bash", "-c", f"exec {command}"])
     result: dict[str, Any] = {"machine": machine(), "repetitions": chosen.reps}
     with tempfile.TemporaryDirectory() as folder:
-        tools = Path(folder)
-        for tool in ("mock", "oload"):
-            subprocess.run(["gcc", "-O2", "-w", "-o", tools / tool, HERE / f"{tool}.c"], check=True)
+        tools = build(Path(folder), "mock", "oload")
         with ExitStack() as stack:
             for port in ENGINES:
                 stack.enter_context(running([str(tools / "mock"), str(port)]))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.sandbox
 import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
@@ -293,6 +295,27 @@ async def test_long_texts_are_tokenized_in_a_thread_and_alike(tmp_path: Path) ->
     expected = plain(folder).encode(long, add_special_tokens=False).ids
     assert await ids(tokenizer, "/v1/completions", prompt=long, add_special_tokens=False) == expected
     tokenizer.close()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("m.role", "m.absent", "m.absent is defined", "m['role']", "m.items", "m.keys() | list", "m.items() | list"),
+        *("m.pop('role')", "m.__class__", "m.__class__.__mro__", "m.role.__class__", "m.get('role')", "m.absent.more"),
+        *("loop.first", "loop.index0", "loop.absent", "loop.__class__", "loop.__init__", "loop._len", "loop.length"),
+        *("loop.cycle('a', 'b')", "loop.previtem", "loop.changed(m.role)", "m.copy", "m.update({})", "m.clear()"),
+    ],
+)
+def test_the_quick_sandbox_is_the_librarys(asked: str) -> None:
+    def says(environment: jinja2.Environment) -> str:
+        template = environment.from_string("{% for m in ms %}{{ " + asked + " }},{% endfor %}")
+        try:
+            found = template.render(ms=[{"role": "user", "keys": 1}, {"absent": None}])
+        except Exception as error:
+            return repr(error)
+        return re.sub(" at 0x[0-9a-f]+", "", found)
+
+    assert says(tokenizer_local._Sandbox()) == says(jinja2.sandbox.ImmutableSandboxedEnvironment())
 
 
 async def test_what_is_begun_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 import tokenizers
 
@@ -41,6 +42,8 @@ CACHE_CHARS_MAX = 64 * 1024 * 1024
 """Text whose ids are kept; beyond it the least recently used goes. Together some 150 MB at worst."""
 
 _CONTINUE_MARK = "WARMROUTE_CONTINUES_HERE "
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+_LOOP_ATTRIBUTES = frozenset(name for name in dir(jinja2.runtime.LoopContext) if not name.startswith("_"))
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -92,13 +95,16 @@ class _Encoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._special = _segment_bounds(described)
+        added = (token["content"] for token in described.get("added_tokens") or ())
+        self._bounds: dict[str, Any] = {content: self._tokenizer.token_to_id(content) for content in added}
         self._kept: OrderedDict[str, array[int]] = OrderedDict()
         self._kept_chars = 0
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
     def begin(self, text: str, special: bool) -> TokenIds | Rest:
-        """Ids of a text, `special`: with those that the tokenizer puts around every text; or what brings them, if
-        more than `INLINE_CHARS_MAX` of it are new.
+        """Ids of a text, or what brings them if more than `INLINE_CHARS_MAX` of it are new.
+
+        `special`: with those that the tokenizer puts around every text.
         """
         if special or self._special is None:
             if len(text) <= INLINE_CHARS_MAX:
@@ -127,14 +133,16 @@ class _Encoder:
 
     def _join(self, pieces: list[str], known: dict[str, array[int]], fresh: dict[str, array[int]]) -> TokenIds:
         ids: array[int] = array("I")
+        bounds, segments = self._bounds, known | fresh if fresh else known
         for at, piece in enumerate(pieces):
             if at % 2:
-                ids.append(self._tokenizer.token_to_id(piece))
+                ids.append(bounds[piece])
             elif piece:
-                ids.extend(known[piece] if piece in known else fresh[piece])
+                ids.extend(segments[piece])
+        kept = self._kept
         for piece in known:
-            if piece in self._kept:  # somebody else's may have pushed it out meanwhile
-                self._kept.move_to_end(piece)
+            if piece in kept:  # somebody else's may have pushed it out meanwhile
+                kept.move_to_end(piece)
         for piece, own in fresh.items():
             self._keep(piece, own)
         return ids
@@ -181,15 +189,26 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.Scope(body).set_lineno(line)
 
 
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The engines' sandbox: what templates ask for most is found at once, not by two exceptions or four checks."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As the sandbox has it: a dict's own attribute, else its item, else undefined."""
+        kind = type(obj)
+        if kind is dict and attribute not in _DICT_ATTRIBUTES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if kind is jinja2.runtime.LoopContext and attribute in _LOOP_ATTRIBUTES:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+
 class _Templates:
     """A model's chat templates: the default one, and perhaps one for requests with tools."""
 
     def __init__(self, folder: Path, now: Callable[[], datetime]) -> None:
         config = _read_json(folder / "tokenizer_config.json")
         self._special = _special_tokens({**_read_json(folder / "special_tokens_map.json"), **config})
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-        )
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda form: now().strftime(form)

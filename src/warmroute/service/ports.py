@@ -148,7 +148,7 @@ class InstantTokenizer(Tokenizer, Protocol):
     """A tokenizer that often needs not be waited for."""
 
     def begin(self, request: RoutingRequest) -> TokenIds | Rest:
-        """What `tokens` gives, or what brings it where that would keep the event loop for long. Raises TokenizeError."""
+        """What `tokens` gives, or what brings it if that would keep the event loop for long. Raises TokenizeError."""
         ...
 
 

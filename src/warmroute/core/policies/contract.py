@@ -108,6 +108,8 @@ class Candidates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     def only(self, kept: Sequence[int]) -> Candidates:
         """These candidates alone, for people who ask why."""
+        if len(kept) == len(self.workers):
+            return msgspec.structs.replace(self, token_ids=None, chain=())
         picked = {
             name: [value[i] for i in kept]
             for name in self.__struct_fields__
