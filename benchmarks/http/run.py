@@ -4,8 +4,8 @@
 
 Two C engines (mock.c) and a C load generator (oload.c) are built and started on the loopback. `bare` is our data path
 without routing, `round_robin` and `warmroute` the whole gateway with that policy (without token ids: the engines know
-no /tokenize). The peers run beside them where scripts/peers/install_http.sh has installed them; each further target is
-a gateway in front of 127.0.0.1:18001 and :18002. CPU comes from /proc, for the
+no /tokenize), `warmroute_x2` two processes of it. The peers run beside them where scripts/peers/install_http.sh has
+installed them; each further target is a gateway in front of 127.0.0.1:18001 and :18002. CPU comes from /proc, for the
 target's whole process tree: trust it over wall figures, since generator, engines and target share the machine.
 """
 
@@ -33,6 +33,8 @@ ENGINES = (18001, 18002)
 URLS = tuple(f"http://127.0.0.1:{port}" for port in ENGINES)
 Target = tuple[int, list[str]]
 """Port and command of a gateway."""
+TWO = "warmroute_x2"
+"""`--processes 2`: its CPU is that of both processes and of their control process."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SCENARIOS = {
     # connections, seconds, mode, events per stream, gap in us, path, variants, body bytes
@@ -150,7 +152,7 @@ def own_targets() -> dict[str, Target]:
     serve = [sys.executable, "-m", "warmroute", "serve", "--log.level", "error", "--events.enabled", "false"]
     serve += ["--tokenizer.mode", "off", *(word for url in URLS for word in ("--engine", url))]
     policies = {name: [*serve, "--routing.policy", name, "--gateway.port"] for name in ("round_robin", "warmroute")}
-    return {"bare": (19400, bare)} | {
+    return {"bare": (19400, bare), TWO: (19409, [*policies["warmroute"], "19409", "--processes", "2"])} | {
         name: (19401 + n, [*command, str(19401 + n)]) for n, (name, command) in enumerate(policies.items())
     }
 
@@ -173,6 +175,15 @@ def peer_targets() -> dict[str, Target]:
         "smg round_robin": at(19404, smg, "round_robin"),
         "smg cache_aware": at(19405, smg, "cache_aware"),
     }
+
+
+def scaling(targets: dict[str, dict[str, dict[str, float]]]) -> str:
+    """What two processes on two cores do against one on one, by CPU per request: 2 if being two costs nothing."""
+    lines = []
+    for scenario, one in targets["warmroute"].items():
+        key = "events_per_cpu_s" if scenario.startswith("stream") else "requests_per_cpu_s"
+        lines.append(f"{TWO:24} {scenario:36} {2 * targets[TWO][scenario][key] / one[key]:5.2f} x one process")
+    return "\n".join(lines)
 
 
 def ratios(targets: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -216,6 +227,7 @@ def main() -> None:
                     rounds[name].append(measure(tools, port, pids[name]))
     result["targets"] = {name: medians(found) for name, found in rounds.items()}
     print(ratios(result["targets"]))
+    print(scaling(result["targets"]))
     chosen.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -60,18 +60,19 @@ GATEWAY_AXES: Axes = {
         "without roles": {"rbac": {"create": False}, "serviceAccount": {"create": False, "name": "mine"}},
     },
     "keys": {
-        "all": {"secrets": dict.fromkeys(("clientKeys", "operatorKeys", "engineKey", "redisPassword"), SECRET)},
+        "all": {"secrets": dict.fromkeys(("clientKeys", "engineKey", "redisPassword"), SECRET)},
     },
     "monitoring": {
         "on": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
         "with keys": {
+            "secrets": {"operatorKeys": SECRET},
             "serviceMonitor": {
                 "enabled": True,
                 "authorization": SECRET,
                 "tlsConfig": {"ca": {"secret": SECRET}, "serverName": "warmroute"},
                 "relabelings": [{"action": "labeldrop", "regex": "pod"}],
                 "metricRelabelings": [{"action": "drop", "regex": "python_.*", "sourceLabels": ["__name__"]}],
-            }
+            },
         },
     },
     "placing": {"placed": SCHEDULING, "extras": EXTRAS},

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_origin
 
 import pytest
-from charts_rig import GATEWAY, MODEL, ROOT, RefusedError, render, rendered, the
+from charts_rig import GATEWAY, MODEL, ROOT, RefusedError, invalid, render, rendered, the
 from charts_values import GATEWAY_AXES, MODEL_AXES
 
 from warmroute.config.document import parse_document
@@ -21,6 +21,7 @@ SCHEMAS = {
 }
 OWN_MINIMUM = {"gateway.port": 1, "admin.port": 1}
 """The chart must know the ports, so the system cannot choose them."""
+OF_THE_CHART = ("engines", "gateway", "admin", "discovery")
 
 
 def test_the_configuration_in_the_schema_is_todays() -> None:
@@ -107,9 +108,27 @@ def test_every_setting_is_reachable_from_end_to_end_of_its_range(helm: str, high
     for key, value in expected.items():
         found = read
         for part in key.split("."):
-            found = found.get(part) if found is not None else None  # Helm leaves out what is null
+            found = found[part]
         assert found == value, key
         assert type(found) is type(value) or {type(found), type(value)} == {int, float}, key
+
+
+def test_null_is_a_value_where_it_means_something(tools: None) -> None:
+    meant = [key for key, leaf in LEAVES.items() if leaf.optional and leaf.default is not None]
+    assert meant == ["events.replay_port"]
+    for helm in ("helm3", "helm4"):
+        found = rendered(GATEWAY, {"config": {"events": {"replay_port": None}}}, helm=helm)
+        read = parse_document(the(found, "ConfigMap")["data"]["warmroute.yaml"], "warmroute.yaml")
+        assert isinstance(read, dict)
+        assert read["events"] == {"replay_port": None}
+
+
+def test_sections_may_be_empty(tools: None) -> None:
+    """As they are when all their lines are commented out."""
+    config: dict[str, Any] = {section: None for section in json_schema()["properties"] if section not in OF_THE_CHART}
+    for empty in (config, {**config, "discovery": None}, {"discovery": {"kubernetes": None, "service": None}}):
+        for more in ({}, {"tls": {"secret": "a"}, "secrets": {"engineKey": {"name": "a", "key": "b"}}}):
+            assert invalid(rendered(GATEWAY, {"config": {ENGINES: ["http://a:1"], **empty}, **more}), ["1.37"]) == []
 
 
 REFUSED_BY_THE_GATEWAYS = [
@@ -135,6 +154,11 @@ REFUSED_BY_THE_GATEWAYS = [
     ({"resources": {"limit": {}}}, "limit"),
     ({"preStopSeconds": 0}, "preStopSeconds"),
     ({"networkPolicy": {"operators": {}}}, "operators"),
+    ({"autoscaling": {"enabled": True, "minReplicas": 11}}, "minReplicas 11 is above"),
+    (
+        {"serviceMonitor": {"enabled": True}, "secrets": {"operatorKeys": {"name": "a", "key": "b"}}},
+        "operators need a key",
+    ),
 ]
 REFUSED_BY_MODELS = [
     ({"model": {"name": "meta-llama/Llama-3.1-8B"}}, "name"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 import yaml
-from charts_rig import GATEWAY, MODEL, ROOT
+from charts_rig import GATEWAY, MODEL, ROOT, documents, inconsistent, invalid, render, rendered
 
 from warmroute.cli.main import COMMANDS
 from warmroute.config import aliases
@@ -95,3 +96,17 @@ def test_commands_and_files_are_those_there_are(page: str) -> None:
 def test_every_manifest_is_on_the_page() -> None:
     listed = {first.strip("`") for first, *_ in rows("quickstart") if first.startswith("`deploy/")}
     assert listed == {f"deploy/{path.name}" for path in (ROOT / "deploy").glob("*.yaml")}
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize("page", NAMES)
+def test_helms_commands_are_taken(page: str) -> None:
+    text = re.sub(r" *\\\n\s*", " ", PAGES[page])
+    for release, chart, rest in re.findall(r"helm (?:install|upgrade) (\S+) charts/(\S+)( [^`\n]*)?", text):
+        arguments = [word for word in shlex.split(rest) if word not in ("--create-namespace", "--reuse-values")]
+        found = documents(render.helm_template(release, chart, *arguments))
+        assert list(inconsistent(found)) == []
+    for snippet in re.findall(r"```yaml\n(.*?)```", PAGES[page], flags=re.DOTALL):
+        values = yaml.safe_load(snippet)
+        chart = MODEL if "gateways" in values.get("networkPolicy", {}) else GATEWAY
+        assert invalid(rendered(chart, values), ["1.37"]) == []

@@ -154,3 +154,23 @@ def test_D12_events_need_token_ids_and_say_so() -> None:
     assert not file({"events": {"enabled": False}, "tokenizer": {"mode": "off"}}).config.events.enabled
     assert "tokenizer.mode" in refused({"events": {"enabled": True}, "tokenizer": {"mode": "off"}})
     assert file({"events": {"enabled": True}, "tokenizer": {"mode": "remote"}}).config.events.enabled
+
+
+@pytest.mark.parametrize(
+    ("document", "key"),
+    [
+        ({"admission": {"model_requests_max": "m=1"}}, "admission.model_requests_max"),
+        ({"admission": {"key_requests_per_min": 1}, "gateway": {"keys_file": "/k"}}, "admission.key_requests_per_min"),
+        ({"admission": {"key_tokens_per_min": 1}, "gateway": {"keys_file": "/k"}}, "admission.key_tokens_per_min"),
+        ({"engines": [engine(events_listen="tcp://*:6557")]}, "engines[0].events_listen"),
+    ],
+)
+def test_what_processes_cannot_keep_together(document: dict[str, Any], key: str) -> None:
+    assert file(document)
+    several = {**document, "gateway": {**document.get("gateway", {}), "processes": 2}}
+    assert refused(several).startswith(f"{key}: given, and gateway.processes is 2 (file w.yaml). ")
+
+
+def test_processes_keep_keys_limits_in_redis() -> None:
+    limits = {"key_tokens_per_min": 1, "redis_url": "redis://h:6379/0"}
+    assert file({"gateway": {"processes": 2, "keys_file": "/k"}, "admission": limits})

@@ -65,7 +65,7 @@ DEFAULTS = {
     "routing.overrides": True,
     "routing.prefill_tokens_per_s": 8000.0,
     "routing.decode_weight": 40.0,
-    "routing.others_weight": 2.0,
+    "routing.others_weight": 4.0,
     "routing.memory_weight": 2.0,
     "routing.replication_weight": 1.0,
     "routing.eviction_weight": 0.6,

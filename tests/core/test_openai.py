@@ -87,6 +87,7 @@ def test_fields_that_routing_needs() -> None:
     found = chat(stream=True, n=3, max_tokens=7, max_completion_tokens=9, cache_salt="s")
     assert (found.stream, found.n, found.max_tokens, found.cache_salt) == (True, 3, 9, "s")
     assert completion(max_tokens=7, max_completion_tokens=9).max_tokens == 7
+    assert [chat(**asked).priority for asked in ({"priority": -3}, {"priority": "high"}, {})] == [-3, 0, 0]
 
 
 def test_values_are_read_as_the_engines_validation_would() -> None:

@@ -295,6 +295,22 @@ async def test_long_texts_are_tokenized_in_a_thread_and_alike(tmp_path: Path) ->
     tokenizer.close()
 
 
+async def test_what_is_begun_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, rendered = LocalTokenizer(str(build(tmp_path))), []
+    render = tokenizer._templates.render
+    monkeypatch.setattr(tokenizer._templates, "render", lambda fields: rendered.append(fields) or render(fields))
+    long = {"role": "user", "content": "the quick fox " * INLINE_CHARS_MAX}
+    request = openai.parse("/v1/chat/completions", json.dumps({"model": "m", "messages": [long]}).encode())
+    rest = tokenizer.begin(request)
+    assert callable(rest)
+    found = await rest()
+    assert len(rendered) == 1
+    again = tokenizer.begin(request)
+    assert not callable(again), "what was long is known now"
+    assert again == found
+    tokenizer.close()
+
+
 PIECES = st.sampled_from([*SPECIALS, "hello", " hello", " ", "\n", "é", "漢", "<", "|im_", "start|>", "<|im_star", "a"])
 
 
@@ -314,10 +330,9 @@ async def test_kept_text_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = build(tmp_path)
     encoder = tokenizer_local._Encoder(folder / "tokenizer.json")
     for prompt in ["a" * 8, "b" * 8, "a" * 8, "c" * 8, "d" * 30]:
-        assert (
-            list(await encoder.encode(prompt, special=False))
-            == plain(folder).encode(prompt, add_special_tokens=False).ids
-        )
+        found = encoder.begin(prompt, special=False)
+        assert not callable(found)
+        assert list(found) == plain(folder).encode(prompt, add_special_tokens=False).ids
         assert encoder._kept_chars == sum(map(len, encoder._kept)) <= 20
         if prompt[0] == "c":
             assert sorted(encoder._kept) == ["a" * 8, "c" * 8]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from e2e_client import Client
 from e2e_process import Command
@@ -54,7 +55,8 @@ async def answers(container: Container, urls: Mapping[str, str]) -> dict[str, in
     return statuses
 
 
-async def test_the_simulated_quickstart_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_the_simulated_quickstart_runs(processes: int, tmp_path: Path) -> None:
     free = {"port": "0", "events_port": "0", "replay_port": "0"}
     async with Command(*on_loopback(container("engine")["args"], **free)) as engine:
         url = await engine.says(r"serving demo at (http://\S+)")
@@ -66,12 +68,14 @@ async def test_the_simulated_quickstart_runs(tmp_path: Path) -> None:
         for section in ("gateway", "admin"):
             assert config[section]["host"] == "0.0.0.0"
             config[section] |= {"host": "127.0.0.1", "port": 0}
+        config["gateway"]["processes"] = processes
         path = tmp_path / "warmroute.yaml"
         path.write_text(yaml.safe_dump(config))
         (environment,) = container("gateway")["env"]
         async with Command(*container("gateway")["args"], **{environment["name"]: str(path)}) as gateway:
             clients = await gateway.says(r"listening on (http://\S+),")
-            operators = await gateway.says(r"operators are served on (http://\S+)")
+            said = await gateway.says(r"operators are served on (?:port )?(\S+)")
+            operators = f"http://127.0.0.1:{said}" if said.isdecimal() else said
             async with Client(operators) as client:
                 await ready(client, 1)
             probes = await answers(container("gateway"), {"http": clients, "admin": operators})

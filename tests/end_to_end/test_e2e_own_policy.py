@@ -32,3 +32,19 @@ async def test_an_own_policy_decides_and_its_failures_are_counted(tmp_path: Path
         assert [answer.status for answer in long] == [200] * 3
         page = (await stack.client.get("/metrics")).raw.decode()
     assert 'warmroute_policy_failures_total{why="raised"} 3.0' in page
+
+
+async def test_the_priority_and_the_session_of_a_request_reach_the_policy(tmp_path: Path) -> None:
+    (tmp_path / "seen.py").write_text(
+        "class Seen:\n"
+        "    name = 'seen'\n"
+        "    def costs(self, candidates):\n"
+        "        if (candidates.priority, candidates.session) != (-2, 's'):\n"
+        "            raise ValueError(f'{candidates.priority}, {candidates.session}')\n"
+        "        return [0.0] * len(candidates.workers)\n"
+    )
+    config = replace(QUICK, routing=RoutingConfig(policy=f"{tmp_path}/seen.py:Seen"))
+    async with stack_of(EngineOptions(), config=config) as stack:
+        answer = await stack.client.ask(prompt=[1, 2, 3], priority=-2, headers={"x-session-id": "s"})
+        assert answer.status == 200
+        assert stack.gateway.router.policy.failures == {}, stack.gateway.router.policy.last_failure  # type: ignore[attr-defined]

@@ -112,6 +112,48 @@ async def test_no_request_fails_while_gateways_take_over_from_each_other(
         assert "Traceback" not in old.output
 
 
+async def test_no_request_fails_while_engines_are_restarted_one_after_the_other(tmp_path: Path) -> None:
+    """Drained by an operator's word, waited for, restarted, taken back: as the page on running a gateway says."""
+    options = (EngineOptions(decode_per_token_s=0.002), EngineOptions(seed=1, decode_per_token_s=0.002))
+    async with (
+        engines_of(*options) as engines,
+        gateway(engines, tmp_path / "handover", "0", 2, admin__port="0") as running,
+        Client(await running.says(r"operators are served on (http://\S+)")) as operator,
+        loaded(await running.says(LISTENING)) as load,
+    ):
+        for engine in engines:
+            await taken_back(operator, engine)
+        load.outcomes.clear()  # before there was an engine, there was nobody to serve
+        for engine in engines:
+            path = f"/admin/engines/{engine.endpoint.authority}"
+            assert (await operator.post(f"{path}/drain", b"")).status == 200
+            await more(load, 30)
+            await drained(operator, engine)
+            await engine.restart()
+            assert (await operator.post(f"{path}/undrain", b"")).status == 200
+            await taken_back(operator, engine)
+            await more(load, 30)
+        assert set(load.outcomes) == {"ok"}
+
+
+async def drained(operator: Client, engine: SimulatedEngine) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            engines = (await operator.get("/admin/engines")).body["engines"]
+            if next(each["requests"] for each in engines if each["address"] == engine.url) == 0:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def taken_back(operator: Client, engine: SimulatedEngine) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            workers = (await operator.get("/workers")).body["workers"]
+            if any(each["ready"] and each["processes"] == 2 for each in workers if each["address"] == engine.url):
+                return
+            await asyncio.sleep(0.02)
+
+
 async def test_a_successor_that_cannot_begin_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "handover"
     async with engines_of(EngineOptions()) as engines, gateway(engines, path, "0", 1) as old:

@@ -148,6 +148,40 @@ async def test_what_the_local_one_cannot_do_the_remote_one_is_asked_for() -> Non
     assert (await service.of(request(), EP)).token_ids == [5]
 
 
+class Begins(FakeTokenizer):
+    """The port `InstantTokenizer`: gives its answer at once, or has it waited for."""
+
+    def __init__(self, answer: Any, *, instant: bool) -> None:
+        super().__init__(answer)
+        self.begun, self.instant = 0, instant
+
+    def begin(self, request: RoutingRequest) -> Any:
+        self.begun += 1
+        if isinstance(self.answer, TokenizeError):
+            raise self.answer
+        return self.answer if self.instant else self._rest
+
+    async def _rest(self) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize("instant", [True, False])
+async def test_what_can_be_had_at_once_is_and_what_was_begun_is_not_begun_again(instant: bool) -> None:
+    local, remote = Begins([3], instant=instant), FakeTokenizer([3])
+    service = tokens("local", local=local, remote=remote)
+    found = service.ask(request(), EP)
+    assert callable(found) is not instant
+    assert (await found() if callable(found) else found).token_ids == [3]
+    assert (local.begun, local.asked, remote.asked, service.counts) == (1, [], [], {"local": 1})
+
+
+async def test_what_fails_at_once_is_not_tried_again_but_elsewhere() -> None:
+    local, remote = Begins(TokenizeError("unsupported", "a tool"), instant=True), FakeTokenizer([3])
+    service = tokens("local", local=local, remote=remote)
+    assert (await service.of(request(), EP)).token_ids == [3]
+    assert (local.begun, local.asked, service.counts) == (1, [], {"remote": 1})
+
+
 async def test_an_engine_that_never_answers_is_left_alone_for_a_while() -> None:
     clock, remote = Clock(), FakeTokenizer(GONE)
     service = Tokens(TokenizerConfig(), clock, remote=remote)

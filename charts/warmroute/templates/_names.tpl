@@ -64,6 +64,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- toYaml $mounts -}}
 {{- end -}}
 
+{{/* `config` without the sections that are there and empty, to be looked into. */}}
+{{- define "warmroute.given" -}}
+{{- $given := dict -}}
+{{- range $name, $section := .Values.config -}}
+{{- if and $section (kindIs "map" $section) -}}
+{{- range $key, $value := $section -}}
+{{- if kindIs "invalid" $value -}}{{- $section = omit $section $key -}}{{- end -}}
+{{- end -}}
+{{- $_ := set $given $name $section -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $given -}}
+{{- end -}}
+
 {{/* The configuration as the gateway reads it: `config`, and the settings that name mounted files. */}}
 {{- define "warmroute.config" -}}
 {{- $config := deepCopy .Values.config -}}
@@ -83,19 +97,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "warmroute.clientScheme" -}}
-{{- if or .Values.tls.secret (dig "tls" "certificate" "" .Values.config) -}}HTTPS{{- else -}}HTTP{{- end -}}
+{{- if or .Values.tls.secret (dig "tls" "certificate" "" (include "warmroute.given" . | fromYaml)) -}}HTTPS{{- else -}}HTTP{{- end -}}
 {{- end -}}
 
 {{- define "warmroute.adminScheme" -}}
-{{- if dig "admin" "tls" false .Values.config -}}HTTPS{{- else -}}HTTP{{- end -}}
+{{- if dig "admin" "tls" false (include "warmroute.given" . | fromYaml) -}}HTTPS{{- else -}}HTTP{{- end -}}
 {{- end -}}
 
 {{/* Whether the gateway asks the API server for anything. */}}
 {{- define "warmroute.asksApi" -}}
-{{- if or (dig "discovery" "kubernetes" "enabled" false .Values.config) (dig "discovery" "service" "name" "" .Values.config) -}}true{{- else -}}false{{- end -}}
+{{- if or (dig "discovery" "kubernetes" "enabled" false (include "warmroute.given" . | fromYaml)) (dig "discovery" "service" "name" "" (include "warmroute.given" . | fromYaml)) -}}true{{- else -}}false{{- end -}}
 {{- end -}}
 
 {{/* How long the gateway may take to end: until everybody knows, until answers are complete, and a margin. */}}
 {{- define "warmroute.graceSeconds" -}}
-{{- add .Values.preStopSeconds (ceil (dig "gateway" "drain_timeout_s" 30 .Values.config)) 10 -}}
+{{- add .Values.preStopSeconds (ceil (dig "gateway" "drain_timeout_s" 30 (include "warmroute.given" . | fromYaml))) 10 -}}
 {{- end -}}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import random
 import selectors
 import signal
 import socket
@@ -157,6 +158,7 @@ class Control:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the control process tells
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            random.seed()  # or all processes would wait equally long before they try again
             self._selector.close()
             if self._offer is not None:
                 self._offer.close(forked=True)

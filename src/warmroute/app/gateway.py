@@ -123,9 +123,8 @@ class Gateway:
             self.routing, self.membership, self.following.streams, self.tokens, self.server.counts, time.monotonic
         )
         self._expose(metrics)
-        if self.seat.processes > 1:
-            metrics.process = self.seat.process
-            metrics.count("fellows_silent", "Answers of other processes that did not come", (), self._silent)
+        metrics.count("fellows_silent", "Answers of other processes that did not come", (), self._silent)
+        metrics.process = self.seat.process if self.seat.processes > 1 else None
         return metrics
 
     def _keep_access_log(self) -> None:
@@ -289,7 +288,7 @@ class Gateway:
         return self.reconciler.changes
 
     def _in_flight(self, worker: WorkerId) -> int:
-        return self.router.load.of(worker, time.monotonic()).requests
+        return self.router.load.requests_of(worker)
 
     def _engine_removed(self, endpoint: Endpoint) -> None:
         self.breakers.forget(endpoint)

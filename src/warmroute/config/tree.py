@@ -195,7 +195,7 @@ class RoutingConfig:
     """Prompt tokens an engine computes per second, until its own answers have shown it."""
     decode_weight: float = 40.0
     """Steps of generation whose slowing counts, relative to this request's own wait; 0: generations do not count."""
-    others_weight: float = 2.0
+    others_weight: float = 4.0
     """Worth of delaying requests yet to come, relative to this request's own wait."""
     memory_weight: float = 2.0
     """Price of a token that does not fit into a worker's cache, relative to computing it."""

@@ -160,7 +160,9 @@ class LoadTable:
         """Say who these are, so that other processes know them: their ids are this process's own."""
         if self.sharing is not None:
             for worker in workers:
-                self.sharing.name(self.slot(worker.id), key_of(worker))
+                slot = self.slot(worker.id)
+                if not self.sharing.is_named(slot):  # fleets are many, and an id is one worker's for ever
+                    self.sharing.name(slot, key_of(worker))
 
     def keep_only(self, workers: Iterable[WorkerId]) -> None:
         """Give up the places of all other workers that have nothing in flight."""

@@ -45,6 +45,8 @@ class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
     full_report: bool = False
     """Whether the engine is asked to announce again what it reuses (`kv_cache_report_mode`)."""
     max_tokens: int | None = None
+    priority: int = 0
+    """As vLLM has it: the lower, the earlier."""
     multimodal: bool = False
     """True if a message has parts that are not text: their blocks carry extra keys we cannot compute."""
     opaque: str | None = None
@@ -83,6 +85,7 @@ class Fields(msgspec.Struct, frozen=True, gc=False):
     prompt_logprobs: Raw = _ABSENT
     max_tokens: Raw = _ABSENT
     max_completion_tokens: Raw = _ABSENT
+    priority: Raw = _ABSENT
     vllm_xargs: Raw = _ABSENT
 
 
@@ -138,6 +141,7 @@ def parse(path: str, body: bytes) -> RoutingRequest:
         skips_cache_read=_skips_cache_read(fields, chat),
         full_report=_full_report(fields),
         max_tokens=_max_tokens(fields, chat),
+        priority=_integer(fields.priority) or 0,
         multimodal=multimodal,
         opaque=opaque,
     )

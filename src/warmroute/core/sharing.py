@@ -85,6 +85,10 @@ class Sharing:
         self._others: Others | None = None
         self._stale_at = 0.0
 
+    def is_named(self, slot: int) -> bool:
+        """Whether the others know who is at this place."""
+        return bool(self._keys[slot])
+
     def name(self, slot: int, key: float) -> None:
         """The worker at this place is called so; 0: there is none any more."""
         while len(self._keys) <= slot:
@@ -116,7 +120,12 @@ class Sharing:
 
     def computed(self, slot: int) -> tuple[float, float]:
         """Tokens and pairs that the others have ever seen computed there: a first byte came, or time told."""
-        return self._sum(_COMPUTED_TOKENS, slot), self._sum(_COMPUTED_PAIRS, slot)
+        tokens = pairs = 0.0
+        for part in self._parts:
+            if row := part.row(self._keys, self._renamed, slot):
+                tokens += self._page[row + _COMPUTED_TOKENS]
+                pairs += self._page[row + _COMPUTED_PAIRS]
+        return tokens, pairs
 
     def requests(self, slot: int) -> int:
         """What the others have in flight at this place."""
@@ -136,7 +145,8 @@ class Sharing:
         return self._others
 
     def _sum(self, column: int, slot: int) -> float:
-        return sum(part.cell(column, self._keys, self._renamed, slot) for part in self._parts)
+        rows = (part.row(self._keys, self._renamed, slot) for part in self._parts)
+        return sum(self._page[row + column] for row in rows if row)
 
 
 class _Part:
@@ -149,7 +159,7 @@ class _Part:
         """Row there by place here; `_rows`, where zeros are put, for workers that are not known there."""
         self._rows = 0
         self._in_order = False
-        self._known = (-1.0, -1, -1)
+        self._namings, self._renamed = -1.0, -1
         """Which namings, there and here, the order was made of."""
 
     def head(self, what: int) -> float:
@@ -167,16 +177,17 @@ class _Part:
             return columns
         return [list(map([*column, 0.0].__getitem__, self._order)) for column in columns]
 
-    def cell(self, column: int, keys: Sequence[float], renamed: int, slot: int) -> float:
-        if not self._follow(keys, renamed) or slot >= len(self._order) or self._order[slot] == self._rows:
-            return 0.0
-        return self._page[self._at + _WIDTH * (1 + self._order[slot]) + column]
+    def row(self, keys: Sequence[float], renamed: int, slot: int) -> int:
+        """Where on the page the worker's row is; 0: it is not known there."""
+        if not self._follow(keys, renamed) or slot >= len(self._order) or (row := self._order[slot]) == self._rows:
+            return 0
+        return self._at + _WIDTH * (1 + row)
 
     def _follow(self, keys: Sequence[float], renamed: int) -> bool:
         """Learn which row is whose, if anything was renamed; whether there are any rows."""
-        known = (self.head(_NAMINGS), int(self.head(_ROWS)), renamed)
-        if known != self._known:
-            self._known, self._rows = known, known[1]
+        namings = self._page[self._at + _NAMINGS]
+        if namings != self._namings or renamed != self._renamed:
+            self._namings, self._renamed, self._rows = namings, renamed, int(self.head(_ROWS))
             start = self._at + _WIDTH
             there: Sequence[float] = self._page[start : start + _WIDTH * self._rows].tolist()[::_WIDTH]
             rows = {key: row for row, key in enumerate(there) if key}

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import tokenizers
 from warmroute.core.conversation import ContentFormat, variables
 from warmroute.core.openai import Fields, RoutingRequest, flag, read_fields
 from warmroute.errors import ConfigError, TokenizeError
+from warmroute.service.ports import Rest
 from warmroute.types import Endpoint, TokenIds
 
 INLINE_CHARS_MAX = 6000
@@ -55,11 +57,12 @@ class LocalTokenizer:
 
     async def tokens(self, request: RoutingRequest, endpoint: Endpoint) -> TokenIds:  # noqa: ARG002 - the port's
         """Token ids of the request's prompt. Raises TokenizeError."""
-        return await self._encoder.encode(*self._text(request))
+        begun = self.begin(request)
+        return await begun() if callable(begun) else begun
 
-    def at_once(self, request: RoutingRequest) -> TokenIds | None:
-        """What `tokens` gives, or None if so much of it is new that it is for a thread. Raises TokenizeError."""
-        return self._encoder.encode_at_once(*self._text(request))
+    def begin(self, request: RoutingRequest) -> TokenIds | Rest:
+        """The same, or what brings it if so much of the prompt is new that it is for a thread. Raises TokenizeError."""
+        return self._encoder.begin(*self._text(request))
 
     def _text(self, request: RoutingRequest) -> tuple[str, bool]:
         """The prompt, and whether it is to have the tokens that the tokenizer puts around every text."""
@@ -93,24 +96,25 @@ class _Encoder:
         self._kept_chars = 0
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
-    async def encode(self, text: str, special: bool) -> TokenIds:
-        """Ids of a text; `special`: with those that the tokenizer puts around every text."""
+    def begin(self, text: str, special: bool) -> TokenIds | Rest:
+        """Ids of a text, `special`: with those that the tokenizer puts around every text; or what brings them, if
+        more than `INLINE_CHARS_MAX` of it are new.
+        """
         if special or self._special is None:
-            short = len(text) <= INLINE_CHARS_MAX
-            return (self._encode_now([text], special) if short else await self._in_thread([text], special))[0]
-        pieces, known, missing = self._cut(text, self._special)
-        short = sum(map(len, missing)) <= INLINE_CHARS_MAX
-        fresh = self._encode_now(missing, special) if short else await self._in_thread(missing, special)
-        return self._join(pieces, known, dict(zip(missing, fresh, strict=True)))
-
-    def encode_at_once(self, text: str, special: bool) -> TokenIds | None:
-        """The same; None if more than `INLINE_CHARS_MAX` of it are new."""
-        if special or self._special is None:
-            return self._encode_now([text], special)[0] if len(text) <= INLINE_CHARS_MAX else None
+            if len(text) <= INLINE_CHARS_MAX:
+                return self._encode_now([text], special)[0]
+            return partial(self._encode_later, text, special)
         pieces, known, missing = self._cut(text, self._special)
         if sum(map(len, missing)) > INLINE_CHARS_MAX:
-            return None
+            return partial(self._join_later, pieces, known, missing)
         return self._join(pieces, known, dict(zip(missing, self._encode_now(missing, special), strict=True)))
+
+    async def _encode_later(self, text: str, special: bool) -> TokenIds:
+        return (await self._in_thread([text], special))[0]
+
+    async def _join_later(self, pieces: list[str], known: dict[str, array[int]], missing: list[str]) -> TokenIds:
+        fresh = await self._in_thread(missing, special=False)
+        return self._join(pieces, known, dict(zip(missing, fresh, strict=True)))
 
     def _cut(self, text: str, special: re.Pattern[str]) -> tuple[list[str], dict[str, array[int]], list[str]]:
         """Segments with the special tokens between them; the ids of those that are known; those that are not."""

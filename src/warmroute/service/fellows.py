@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any, Final
@@ -27,6 +28,9 @@ ANSWER_S = 2.0
 """A fellow that is silent for longer is left out."""
 RELOAD_S = 15.0
 """How long reading the configuration again may take, all processes together."""
+
+
+_FAMILY = re.compile(rb"^# HELP ", re.MULTILINE)
 
 
 class Kind(enum.StrEnum):
@@ -153,7 +157,7 @@ def merged_metrics(_target: str, replies: Sequence[Reply]) -> Reply:
     """Every process's samples, which bear its number, each family's together, as the format wants it."""
     families: dict[bytes, tuple[bytes, list[bytes]]] = {}
     for reply in replies:
-        for family in reply.body.split(b"# HELP ")[1:]:
+        for family in _FAMILY.split(reply.body)[1:]:
             help_line, type_line, *samples = family.splitlines(keepends=True)
             name = help_line.partition(b" ")[0]
             families.setdefault(name, (b"# HELP " + help_line + type_line, []))[1].extend(samples)

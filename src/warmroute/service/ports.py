@@ -139,12 +139,16 @@ class Tokenizer(Protocol):
         ...
 
 
+Rest: TypeAlias = "Callable[[], Awaitable[TokenIds]]"
+"""What is left to do for token ids after a beginning; to be called at most once. Raises TokenizeError when awaited."""
+
+
 @runtime_checkable
 class InstantTokenizer(Tokenizer, Protocol):
     """A tokenizer that often needs not be waited for."""
 
-    def at_once(self, request: RoutingRequest) -> TokenIds | None:
-        """What `tokens` gives, or None if that would keep the event loop for long. Raises TokenizeError."""
+    def begin(self, request: RoutingRequest) -> TokenIds | Rest:
+        """What `tokens` gives, or what brings it where that would keep the event loop for long. Raises TokenizeError."""
         ...
 
 

@@ -26,7 +26,7 @@ from warmroute.service.access_log import AccessLog, key_name, trace_id
 from warmroute.service.avoidance import Avoided
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Dispatch, Headers, LocalReply, Outcome, Reply, RequestHead
-from warmroute.service.tokens import Tokens
+from warmroute.service.tokens import Tokenized, Tokens, Waiting
 from warmroute.service.tracking import Attempt, Job, Tracking, Trail
 from warmroute.service.trust import Trusts
 from warmroute.types import TokenIds, Worker, WorkerId
@@ -254,14 +254,14 @@ class Routing:
         serving = self._membership.fleet.serving(request.model)
         if not serving:
             raise self._unknown_model(request.model)
-        known = self._tokens.at_once(request)
-        if known is not None:
-            return self._attempt(self._job(head, request, known.token_ids, known.reason))
         asked = next((worker for worker in serving if worker.ready), serving[0])
-        return self._route_text(head, request, asked)
+        found = self._tokens.ask(request, asked.endpoint)
+        if isinstance(found, Tokenized):
+            return self._attempt(self._job(head, request, found.token_ids, found.reason))
+        return self._route_text(head, request, found)
 
-    async def _route_text(self, head: RequestHead, request: RoutingRequest, asked: Worker) -> Dispatch:
-        found = await self._tokens.of(request, asked.endpoint)
+    async def _route_text(self, head: RequestHead, request: RoutingRequest, waiting: Waiting) -> Dispatch:
+        found = await waiting()
         try:
             return self._attempt(self._job(head, request, found.token_ids, found.reason))
         except NoWorkerError as error:
@@ -315,6 +315,7 @@ class Routing:
             skips_cache_read=request.skips_cache_read,
             streamed=request.stream,
             rank=_rank(head),
+            priority=request.priority,
             **self._hints(head),
         )
         return Job(

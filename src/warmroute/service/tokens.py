@@ -11,16 +11,17 @@ import asyncio
 import enum
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from warmroute.config.tree import TokenizerConfig
 from warmroute.core.openai import RoutingRequest
 from warmroute.errors import TokenizeError
-from warmroute.service.ports import InstantTokenizer, Tokenizer
+from warmroute.service.ports import InstantTokenizer, Rest, Tokenizer
 from warmroute.types import Endpoint, Fleet, TokenIds
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ class Tokenized(msgspec.Struct, frozen=True, gc=False):
 
     token_ids: TokenIds | None
     reason: str | None = None
+
+
+Waiting: TypeAlias = "Callable[[], Awaitable[Tokenized]]"
+"""Token ids that must be waited for: a call, and no coroutine, which a client that leaves would leave unawaited."""
 
 
 class Verdict(enum.Enum):
@@ -77,41 +82,46 @@ class Tokens:
         self._warned: set[str] = set()
         self._comparing = asyncio.Lock()
 
-    def at_once(self, request: RoutingRequest) -> Tokenized | None:
-        """What can be said without waiting: ids that were given, or that there will be none. None: ask `of`."""
+    def ask(self, request: RoutingRequest, endpoint: Endpoint) -> Tokenized | Waiting:
+        """Token ids of the request's prompt, at once if nobody must be waited for; `endpoint` serves its model.
+
+        Never raises, nor does what it gives to be called and awaited.
+        """
         if request.token_ids is not None:
             self.counts["given"] += 1
             return Tokenized(request.token_ids)
-        if request.opaque is None and (self._local or self._remote):
-            return self._instantly(request)
-        reason = request.opaque or "off"
-        self.counts[reason] += 1
-        return Tokenized(None, reason)
-
-    def _instantly(self, request: RoutingRequest) -> Tokenized | None:
-        """What the tokenizer in process says if it is believed, quick and successful; `of` sees to all else."""
+        if request.opaque is not None or not (self._local or self._remote):
+            reason = request.opaque or "off"
+            self.counts[reason] += 1
+            return Tokenized(None, reason)
         if self._instant is None or not self._believed(request.model):
-            return None
+            return partial(self._wait, self._sources(request, endpoint), endpoint)
         started = self._clock()
+        rest: Rest
         try:
-            found = self._instant.at_once(request)
-        except Exception:  # asked once more, in `of`, it says what is wrong
-            return None
-        if found is None:
-            return None
+            begun = self._instant.begin(request)
+        except Exception as error:
+            rest = partial(_fail, error)
+        else:
+            if not callable(begun):
+                self.latency_s["local"] += self._clock() - started
+                self.counts["local"] += 1
+                return Tokenized(begun)
+            rest = begun
         self.latency_s["local"] += self._clock() - started
-        self.counts["local"] += 1
-        return Tokenized(found)
+        return partial(self._wait, [("local", rest), *self._sources(request, endpoint)[1:]], endpoint)
 
     async def of(self, request: RoutingRequest, endpoint: Endpoint) -> Tokenized:
-        """Token ids of the request's prompt; `endpoint` is an engine that serves its model. Never raises."""
-        if request.token_ids is not None or request.opaque is not None:
-            return self.at_once(request) or Tokenized(None)
+        """What `ask` gives, waited for."""
+        found = self.ask(request, endpoint)
+        return found if isinstance(found, Tokenized) else await found()
+
+    async def _wait(self, sources: Sequence[tuple[str, Rest]], endpoint: Endpoint) -> Tokenized:
         reason, source = "off", ""
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                for source, tokenizer in self._sources(request.model):
-                    found = await self._ask(source, tokenizer, request, endpoint)
+                for source, rest in sources:
+                    found = await self._token_ids(source, rest, endpoint)
                     if isinstance(found, str):
                         reason = found
                         continue
@@ -137,11 +147,11 @@ class Tokens:
                     if verdict is not None:
                         self.verdicts[base] = verdict
 
-    def _sources(self, model: str) -> list[tuple[str, Tokenizer]]:
+    def _sources(self, request: RoutingRequest, endpoint: Endpoint) -> list[tuple[str, Rest]]:
         """Whom to ask, in order. The second is asked for what the first cannot do."""
-        local = [] if self._local is None else [("local", self._local)]
-        remote = [] if self._remote is None else [("remote", self._remote)]
-        return local + remote if self._believed(model) else remote
+        named = [("local", self._local)] if self._believed(request.model) else []
+        named.append(("remote", self._remote))
+        return [(name, partial(source.tokens, request, endpoint)) for name, source in named if source is not None]
 
     def _believed(self, model: str) -> bool:
         """Whether the tokenizer in process may answer for the model: it agrees with the engine, or nobody can tell."""
@@ -149,15 +159,13 @@ class Tokens:
         unproven = verdict is None and self._remote is not None and self._config.mode == "auto"
         return verdict is not Verdict.DIFFERS and not unproven
 
-    async def _ask(
-        self, source: str, tokenizer: Tokenizer, request: RoutingRequest, endpoint: Endpoint
-    ) -> TokenIds | str:
+    async def _token_ids(self, source: str, rest: Rest, endpoint: Endpoint) -> TokenIds | str:
         """The ids, or the reason why there are none."""
         started = self._clock()
         if source == "remote" and self._paused_until.get(endpoint, 0.0) > started:
             return "paused"
         try:
-            found = await tokenizer.tokens(request, endpoint)
+            found = await rest()
         except TokenizeError as error:
             if source == "remote" and error.reason in _NO_ANSWER:
                 self._failed(endpoint)
@@ -221,6 +229,10 @@ class Tokens:
         if reason not in self._warned:
             self._warned.add(reason)
             _log.warning(message + " (counted from now on, not logged)", error)
+
+
+async def _fail(error: Exception) -> TokenIds:
+    raise error
 
 
 def probes(model: str) -> list[RoutingRequest]:

@@ -40,7 +40,7 @@ from warmroute.edge.http.head import (
 )
 from warmroute.edge.http.upstream import EngineConnection, EnginePool
 from warmroute.errors import ClientError, EngineError, LimitError, NoWorkerError
-from warmroute.service.ports import Dispatch, GatewayService, Guard, Outcome, Reply, RequestHead
+from warmroute.service.ports import Dispatch, GatewayService, Guard, Headers, Outcome, Reply, RequestHead
 
 log = logging.getLogger(__name__)
 
@@ -178,30 +178,25 @@ class Exchange:
     def _service_failed(self, error: BaseException, *, logged: bool = False) -> None:
         """Answer with what the error is; `logged`: the access log has the request already."""
         request_id = self._request.head.header(b"x-request-id") or secrets.token_hex(8).encode()
-        headers = ((b"x-request-id", request_id),)
-        if isinstance(error, ClientError):
-            reply, code = (
-                error_reply(error.status, error.message, code=error.code, param=error.param, headers=headers),
-                error.code,
-            )
-        elif isinstance(error, LimitError):
-            later = (b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after_s)))
-            reply, code = (
-                error_reply(error.status, str(error), code=error.reason, headers=(*headers, later)),
-                error.reason,
-            )
-        elif isinstance(error, NoWorkerError):
-            code = "no_worker"
-            reply = error_reply(503, str(error), code=code, headers=headers)
-        else:
-            self._plane.counts.service_failures += 1
-            self._log_failure(error, request_id)
-            message = "The gateway failed to serve this request; its log says why, under this x-request-id."
-            code = "internal_error"
-            reply = error_reply(500, message, code=code, headers=headers)
+        headers: Headers = ((b"x-request-id", request_id),)
+        code: str | None
+        param: str | None = None
+        match error:
+            case ClientError():
+                status, message, code, param = error.status, error.message, error.code, error.param
+            case LimitError():
+                status, message, code = error.status, str(error), error.reason
+                headers += ((b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after_s))),)
+            case NoWorkerError():
+                status, message, code = 503, str(error), "no_worker"
+            case _:
+                status, code = 500, "internal_error"
+                message = "The gateway failed to serve this request; its log says why, under this x-request-id."
+                self._plane.counts.service_failures += 1
+                self._log_failure(error, request_id)
         if self._plane.log is not None and not logged:
-            self._plane.log.refused(reply.status, code, self._request.head, request_id.decode("latin-1"))
-        self._answer(reply)
+            self._plane.log.refused(status, code, self._request.head, request_id.decode("latin-1"))
+        self._answer(error_reply(status, message, code=code, param=param, headers=headers))
 
     def _log_failure(self, error: BaseException, request_id: bytes) -> None:
         """Where it failed, not with what: an exception's message may hold what a client sent."""
@@ -250,7 +245,7 @@ class Exchange:
         elif clean and (self._answered or self._held is not None) and self._body.ends_by_close:
             self._send_head()
             self._complete(b"".join(self._tail))
-        elif self._held is not None:
+        elif self._held is not None and self._dispatched:
             self._plane.counts.unanswered += 1
             self._buffer = self._held = None
             self._unreachable("closed the connection behind the head of its answer")
@@ -326,6 +321,10 @@ class Exchange:
             again = self._plane.service.retry(dispatch)
         except NoWorkerError:
             again = None  # the engine's own answer says more than ours would
+        except Exception as error:
+            self._plane.counts.service_failures += 1
+            self._log_failure(error, b"to be retried")
+            again = None
         if again is None:
             return False
         self._engaged, self._buffer = False, None
