@@ -1,7 +1,7 @@
 """An engine of endless streams: silent ones by the thousand, and floods that only the reader's pace holds back.
 
-What a request's `user` says is what it gets: `idle` one event and then silence until `release`, `flood` events as fast
-as they are taken, up to `FLOOD_BYTES`; anything else a short JSON answer at once.
+What a request's `user` says is what it gets: `silent` nothing at all, `idle` one event and then silence until
+`release`, `flood` events as fast as they are taken, up to `FLOOD_BYTES`; anything else a short JSON answer at once.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class StreamEngine:
     def __init__(self) -> None:
         self.idle: set[StreamConnection] = set()
         """Connections whose stream is silent."""
+        self.silent: set[StreamConnection] = set()
+        """Connections whose request has no answer."""
         self.flooding: set[StreamConnection] = set()
         self.connections: set[StreamConnection] = set()
         self.flooded_bytes = 0
@@ -70,7 +72,7 @@ class StreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the loop's
         """Whatever was running is over."""
-        for known in (self._engine.connections, self._engine.idle, self._engine.flooding):
+        for known in (self._engine.connections, self._engine.idle, self._engine.silent, self._engine.flooding):
             known.discard(self)
 
     def data_received(self, data: bytes) -> None:
@@ -105,6 +107,8 @@ class StreamConnection(asyncio.Protocol):
         elif b'"idle"' in body:
             self.transport.write(_STREAM_HEAD + _CHUNK)
             self._engine.idle.add(self)
+        elif b'"silent"' in body:
+            self._engine.silent.add(self)
         else:
             self._whole(b"200 OK", _ANSWER)
 
