@@ -10,7 +10,7 @@ NATIVE := CMakeLists.txt $(wildcard native/*)
 
 SEEDS ?= 10000
 
-.PHONY: demo test test-fast sim lint format bench bench-http bench-index bench-scale bench-vllm bench-routing fuzz differential vllm helm manifests try-image clean help
+.PHONY: demo test test-fast sim lint format bench bench-http bench-exact bench-streams bench-index bench-scale bench-vllm bench-routing fuzz differential vllm helm manifests try-image clean help
 
 help:
 	@echo "make demo     three simulated engines, the gateway, traffic, and why each request went where it went"
@@ -19,6 +19,8 @@ help:
 	@echo "make sim      10,000 seeds of the event plane's simulation; SEED=17 runs one and tells what happened if it fails"
 	@echo "make lint     ruff, mypy --strict, import contracts"
 	@echo "make bench    benchmarks beside their peers; make bench-http, make bench-index TRACE=FILE for one of them"
+	@echo "make bench-exact  CPU of exact routing of multi-turn chats, tokenized in process, and memory after 200,000 requests"
+	@echo "make bench-streams  10,000 silent streams and 1,000 readers that do not read: memory, CPU, and what others notice"
 	@echo "make bench-routing TRACE=FILE  policies against each other on simulated clusters"
 	@echo "make bench-vllm  policies against each other on real vLLM"
 	@echo "make fuzz     100 million almost right bytes for the decoders of events, then the native core, SECONDS=60 each way"
@@ -89,6 +91,12 @@ bench-vllm: $(VENV)/.dev vllm
 bench-http: $(VENV)/.dev
 	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_http.sh
 	$(BIN)/python benchmarks/http/run.py
+
+bench-exact: $(VENV)/.dev
+	$(BIN)/python benchmarks/http/exact.py --requests 200000
+
+bench-streams: $(VENV)/.installed
+	$(BIN)/python benchmarks/http/streams.py --out benchmarks/results/streams.json
 
 # TRACE: the Mooncake conversation trace, if it is here: its replay is measured too.
 bench-index: $(VENV)/.dev

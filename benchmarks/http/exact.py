@@ -1,11 +1,13 @@
 """What exact KV routing costs: CPU per request of multi-turn chats of 4 KiB, tokenized here, held against real events.
 
-    python benchmarks/http/exact.py [--tokenizer FOLDER] [--reps 3] [--bodies 6000] [--profile FILE] [--policy NAME]
+    python benchmarks/http/exact.py [--tokenizer FOLDER] [--reps 3] [--bodies 6000] [--policy NAME]
+                                    [--requests 200000] [--profile FILE]
 
 Two C engines (mock.c) answer; beside each a publisher announces over ZMQ, as vLLM does, what half of the conversations
 have left in its cache. Every request of the load (oload.c) is the next turn of one of the conversations: all messages
-but the last have been seen, none comes twice. CPU is the gateway's, from /proc. `--profile`: the gateway runs under
-cProfile, which slows it, and what it spent where is written there.
+but the last have been seen, none comes twice. CPU is the gateway's, from /proc. `--requests`: so many follow, and what
+memory they leave behind is said. `--profile`: the gateway runs under cProfile, which slows it, and what it spent where
+is written there.
 """
 
 from __future__ import annotations
@@ -181,6 +183,12 @@ def run(tools: Path, folder: Path, options: argparse.Namespace) -> None:
                 f"{share:.0%} of {(prompt - tokens[0]) / got['reqs']:.0f} tokens predicted as cached, "
                 f"p50 {got['p50_us']:.0f} us, {got['errs'] + got['non200']:.0f} failed, {resident_mib(pid):.0f} MiB"
             )
+        everything = folder / "everything"
+        everything.write_bytes(b"\n".join([*lines, b""]))
+        sent = 0
+        while sent < options.requests:  # how much memory they leave behind
+            sent += round(send(max(2.0, options.seconds), *rest, everything)["reqs"])
+            print(f"{resident_mib(pid):8.1f} MiB after {sent} requests more", flush=True)
     context.destroy(linger=0)
 
 
@@ -193,6 +201,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=1.0)
     options.add_argument("--warm-s", type=float, default=5.0)
     options.add_argument("--policy", default="warmroute")
+    options.add_argument("--requests", type=int, default=0, help="so many more, to see what memory they leave behind")
     options.add_argument("--profile")
     chosen = options.parse_args()
     if not (chosen.tokenizer / "tokenizer.json").exists():

@@ -21,6 +21,10 @@ class RecordingEngine:
 
     def __init__(self) -> None:
         self.requests: list[tuple[bytes, bytes]] = []
+        self.status = b"200 OK"
+        """Of its answers, but for what a gateway asks by itself."""
+        self.headers = b""
+        """Header lines of the same."""
         self._connections: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -48,8 +52,11 @@ class RecordingEngine:
                 path = head.split()[1].decode()
                 if path not in PROBES:
                     self.requests.append((head, body))
-                answer = _ANSWERS.get(path, b"" if path in PROBES else ANSWER)
-                status = b"404 Not Found" if path in PROBES - _ANSWERS.keys() else b"200 OK"
+                    told = b"HTTP/1.1 %b\r\n%bContent-Length: %d\r\n\r\n%b"
+                    writer.write(told % (self.status, self.headers, len(ANSWER), ANSWER))
+                    continue
+                answer = _ANSWERS.get(path, b"")
+                status = b"200 OK" if path in _ANSWERS else b"404 Not Found"
                 writer.write(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(answer), answer))
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()

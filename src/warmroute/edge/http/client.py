@@ -22,9 +22,9 @@ from warmroute.edge.http.head import CONTINUE, error_reply, reply_bytes
 from warmroute.errors import ClientError
 from warmroute.service.ports import Guard, Headers, Reply, RequestHead
 
-_WRITE_BUFFER_BYTES_HIGH = 256 * 1024
+_WRITE_BUFFER_BYTES_HIGH = 64 * 1024
 """With so much unsent, the engine's stream is paused."""
-_WRITE_BUFFER_BYTES_LOW = 64 * 1024
+_WRITE_BUFFER_BYTES_LOW = 16 * 1024
 
 DRAIN_IDLE_S = 1.0
 """While draining, a connection is closed after so long without a request: longer than any client takes to notice that

@@ -23,6 +23,11 @@ IDLE_MAX_S = 3.5
 _KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
+_RECEIVE_BUFFER_BYTES = 64 * 1024
+"""Of an engine's connection, in the kernel, which doubles it: what comes of a stream that nobody reads stays with the
+engine. By itself it would grow to tens of MiB, and what one read brings, with it."""
+
+
 class EngineUser(Protocol):
     """Who uses an engine connection: an exchange."""
 
@@ -59,6 +64,7 @@ class EngineConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         sock: socket.socket = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         for option, value in _KEEPALIVE:
             if hasattr(socket, option):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
