@@ -76,6 +76,15 @@ def test_twice_is_once_and_back_is_what_was_there(name: str) -> None:
     assert disabled(once) == before
 
 
+def test_a_label_that_is_there_under_the_other_name_is_enough() -> None:
+    deployment = sample("plain")
+    labels = deployment["spec"]["template"]["metadata"].setdefault("labels", {})
+    labels |= {OURS + "name": "m", OURS + "kv-events-enabled": "false"}
+    found = enabled(deployment).deployment["spec"]["template"]["metadata"]["labels"]
+    assert found[OURS + "kv-events-enabled"] == "true"
+    assert AIBRIX + "kv-events-enabled" not in found
+
+
 def test_a_container_without_labels_env_or_ports() -> None:
     patched = enabled(sample("plain")).deployment
     template = patched["spec"]["template"]

@@ -243,9 +243,8 @@ def _mark(template: Object, words: tuple[str, ...], name: str, ports: tuple[int,
     api_port = _number(event_arguments.value_of(words, "--port"))
     if api_port not in (None, PORT_DEFAULT) and label(labels, PORT) is None:
         labels[AIBRIX + PORT] = str(api_port)
-    for prefix in PREFIXES:
-        if prefix == AIBRIX or prefix + EVENTS in labels:
-            labels[prefix + EVENTS] = "true"
+    for prefix in [prefix for prefix in PREFIXES if prefix + EVENTS in labels] or [AIBRIX]:
+        labels[prefix + EVENTS] = "true"
     annotations = dict(meta.get("annotations") or {})
     annotations |= {OURS + EVENTS_PORT: str(ports[0]), OURS + REPLAY_PORT: str(ports[1])}
     ranks = _number(event_arguments.value_of(words, *event_arguments.RANKS_FLAGS))
