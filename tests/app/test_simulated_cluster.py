@@ -210,6 +210,14 @@ def test_hot_prompts_and_bursts_spread_and_keep_their_hits() -> None:
         assert summary.hit_rate > kept * summary.hit_rate_infinite
 
 
+@pytest.mark.parametrize("workload", ["chat", "rag", "uniform", "mixed"])
+def test_what_the_router_expects_is_what_happens(workload: str) -> None:
+    """Rates begin at eight thousand tokens a second, which these engines are far from."""
+    summary = Cluster(scenario(workload, engines=4, requests=2500)).run().summary()
+    assert summary.ttft_correlation > 0.9
+    assert summary.ttft_expected_mean_s == pytest.approx(summary.ttft_mean_s, rel=0.15)
+
+
 def test_unlike_engines_get_work_by_their_speed() -> None:
     engines = [FAST, parse_profile("llama-3.1-8b@a100"), FAST, parse_profile("llama-3.1-8b@a100")]
     rate = rate_for(0.6, WORKLOADS["uniform"], engines, SIZE)

@@ -175,7 +175,8 @@ class Cluster:
             for work in engine.first:
                 asked = work.owner
                 asked.first_at = now
-                self.results.first(asked.number, now - asked.at + self.scenario.network_s, work.cached_tokens)
+                ttft_s = now - asked.at + self.scenario.network_s
+                self.results.first(asked.number, ttft_s, asked.decision.expected_s, work.cached_tokens)
             self._plan(now + self.scenario.network_s, Kind.TOKENS, engine.first, engine.done)
             engine.first, engine.done = [], []
         if engine.events:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import correlation
 
 from warmroute.app.simulation.engine import Engine, Work
 from warmroute.app.simulation.scenario import Scenario
@@ -21,6 +22,10 @@ class Summary:
     ttft_p50_s: float
     ttft_p90_s: float
     ttft_p99_s: float
+    ttft_expected_mean_s: float
+    """What the router expected when it decided."""
+    ttft_correlation: float
+    """Of what was expected with what happened, request by request; 0 if either never varied."""
     itl_mean_s: float
     """Mean over requests of the mean time between two tokens."""
     itl_p99_s: float
@@ -57,6 +62,7 @@ class Results:
         self.lost = 0
         self._from = int(n * scenario.warmup)
         self._ttft_s = array("d", bytes(8 * n))
+        self._expected_s = array("d", bytes(8 * n))
         self._itl_s = array("d")
         self._e2e_s = array("d")
         self.engine_requests = [0] * len(scenario.engines)
@@ -73,9 +79,9 @@ class Results:
             self._prompt += prompt_tokens
             self._infinite += infinite_tokens
 
-    def first(self, number: int, ttft_s: float, cached_tokens: int) -> None:
-        """Its first token came."""
-        self._ttft_s[number] = ttft_s
+    def first(self, number: int, ttft_s: float, expected_s: float, cached_tokens: int) -> None:
+        """Its first token came; it was expected after so many seconds."""
+        self._ttft_s[number], self._expected_s[number] = ttft_s, expected_s
         if number >= self._from:
             self._hit += cached_tokens
 
@@ -104,6 +110,8 @@ class Results:
         span_s = max(1e-9, self.end_s)
         ttft, itl, e2e = self.ttft_s(), sorted(self._itl_s), self._e2e_s
         n = len(self.scenario.engines)
+        answered = [number for number in range(self._from, len(self._ttft_s)) if self._ttft_s[number] > 0]
+        expected, happened = [[column[number] for number in answered] for column in (self._expected_s, self._ttft_s)]
         return Summary(
             policy=self.policy,
             engines=n,
@@ -112,6 +120,8 @@ class Results:
             ttft_p50_s=quantile(ttft, 0.5),
             ttft_p90_s=quantile(ttft, 0.9),
             ttft_p99_s=quantile(ttft, 0.99),
+            ttft_expected_mean_s=_mean(expected),
+            ttft_correlation=_correlation(expected, happened),
             itl_mean_s=_mean(itl),
             itl_p99_s=quantile(itl, 0.99),
             e2e_mean_s=_mean(e2e),
@@ -131,6 +141,11 @@ class Results:
 def quantile(ordered: Sequence[float], share: float) -> float:
     """The value below which that share lies; 0 of nothing."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+
+
+def _correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    varied = len(a) > 1 and min(a) < max(a) and min(b) < max(b)
+    return correlation(a, b) if varied else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:
