@@ -38,7 +38,7 @@ async def test_what_an_engine_publishes_is_understood(cold: Engines, tmp_path: P
     (frames,) = [tuple(map(b64decode, line["frames"])) for line in lines if line["k"] == "pub"]
     topic, seq, payload = decode_pub(frames)
     assert topic == b"kv-events"
-    assert replayed[0] == ReplayBatch(seq, payload)
+    assert ReplayBatch(seq, payload) in replayed
     batch = decode_batch(payload)
     assert batch.rejected == ()
     (event,) = batch.events

@@ -70,6 +70,8 @@ class _Engine:
     """Probes in a row that failed."""
     asleep: bool = False
     """Put to sleep by a call that passed through the gateway."""
+    changes: int = 0
+    """Adapters loaded and unloaded by calls that passed through the gateway."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     watch: asyncio.Task[None] | None = None
 
@@ -186,6 +188,7 @@ class Membership:
     def adapter_changed(self, endpoint: Endpoint, name: str, root: str | None) -> None:
         """An engine has loaded the adapter `name` from `root`, or unloaded it (None): known before it is asked."""
         for engine in self._at(endpoint):
+            engine.changes += 1
             for worker in engine.workers:
                 known = self._workers[worker]
                 models = tuple(model for model in known.models if model.id != name)
@@ -264,6 +267,7 @@ class Membership:
         if engine.up and engine.facts_due >= 0 and not engine.asleep:  # it may be woken past us
             return
         engine.facts_due = FACTS_EVERY  # now, so that a refresh meanwhile is not overlooked
+        changes = engine.changes
         try:
             facts = await self._api.facts(engine.endpoint)
         except EngineError as error:
@@ -271,7 +275,8 @@ class Membership:
             if not engine.up:
                 self._down(engine, str(error))
             return  # it is healthy and was known before: what is known still holds
-        self._adopt(engine, facts)
+        if engine.changes == changes:  # else they may be from before what was changed meanwhile: it is asked again
+            self._adopt(engine, facts)
 
     async def _read_counters(self, engine: _Engine) -> None:
         asked_at = self._clock()
