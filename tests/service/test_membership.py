@@ -429,6 +429,31 @@ async def test_a_refresh_while_the_facts_are_on_their_way_is_not_overlooked() ->
         assert stage.membership.fleet.serving("sql")
 
 
+async def test_facts_from_before_an_adapter_came_through_us_do_not_take_it_away() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = facts(PUB)
+    async with stage.running():
+        ask, seen = stage.api.facts, []
+
+        async def overtaken(endpoint: Endpoint) -> EngineFacts:
+            found = await ask(endpoint)
+            stage.api.known[A] = facts(PUB, models=(MODEL, ModelInfo("sql", parent="m", root="/a")))
+            stage.membership.adapter_changed(A, "sql", "/a")
+            stage.api.facts = then  # type: ignore[method-assign]
+            return found
+
+        async def then(endpoint: Endpoint) -> EngineFacts:
+            seen.append(len(stage.membership.fleet.serving("sql")))
+            return await ask(endpoint)
+
+        stage.api.facts = overtaken  # type: ignore[method-assign]
+        stage.membership.refresh(A)
+        await settle()
+        assert seen, "it is asked again"
+        assert seen[0] == 1, "what it said before does not count"
+        assert stage.membership.fleet.serving("sql")
+
+
 async def test_an_adapter_that_came_or_went_through_us_is_known_at_once() -> None:
     stage = Stage(EngineConfig(url=A.url))
     stage.api.known[A] = facts(PUB)
