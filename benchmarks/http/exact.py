@@ -39,6 +39,8 @@ from warmroute.types import Endpoint
 
 MODEL = "mock-model"
 BLOCK, TURNS, SYSTEMS = 16, 6, 4
+ONCE = 0
+"""Seconds, for the load generator: every body once."""
 PORT, *ENGINES = free_ports(3)
 PROFILED = (
     "import cProfile,sys; sys.argv[0]='warmroute'; from warmroute.cli.main import main; cProfile.run('main()', {!r})"
@@ -170,12 +172,12 @@ def run(tools: Path, folder: Path, options: argparse.Namespace) -> None:
         history.write_bytes(b"\n".join([*(body(talk[:-2]) for talk in talks), b""]))
         send = partial(load, tools, PORT, 32)
         rest = ("json", 64, 0, "/v1/chat/completions", 0, 0, MODEL, "")
-        send(options.warm_s, *rest, history)
+        send(ONCE, *rest, history)
         for rep in range(options.reps):
             bodies = folder / f"bodies-{rep}"
             bodies.write_bytes(b"\n".join([*lines[rep :: options.reps], b""]))
             before, tokens = cpu_s(pid), predicted()
-            got = send(options.seconds, *rest, bodies)
+            got = send(ONCE, *rest, bodies)
             used, (prompt, cached) = cpu_s(pid) - before, predicted()
             share = (cached - tokens[1]) / (prompt - tokens[0])
             print(
@@ -187,7 +189,7 @@ def run(tools: Path, folder: Path, options: argparse.Namespace) -> None:
         everything.write_bytes(b"\n".join([*lines, b""]))
         sent = 0
         while sent < options.requests:  # how much memory they leave behind
-            sent += round(send(max(2.0, options.seconds), *rest, everything)["reqs"])
+            sent += round(send(ONCE, *rest, everything)["reqs"])
             print(f"{resident_mib(pid):8.1f} MiB after {sent} requests more", flush=True)
     context.destroy(linger=0)
 
@@ -198,8 +200,6 @@ def main() -> None:
     options.add_argument("--tokenizer", type=Path, default=cache / "models/tiny", help="folder with tokenizer.json")
     options.add_argument("--reps", type=int, default=3)
     options.add_argument("--bodies", type=int, default=6_000)
-    options.add_argument("--seconds", type=float, default=1.0)
-    options.add_argument("--warm-s", type=float, default=5.0)
     options.add_argument("--policy", default="warmroute")
     options.add_argument("--requests", type=int, default=0, help="so many more, to see what memory they leave behind")
     options.add_argument("--profile")

@@ -64,8 +64,10 @@ def _arguments(fields: Fields) -> Variables:
 def _message(message: Any, content_format: ContentFormat) -> Variables:
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         raise _unsupported("a message without a role that is known")
-    role = message["role"]
-    texts = _texts(message.get("content"), extras=content_format == "string")
+    role, content = message["role"], message.get("content")
+    if len(message) == 2 and type(content) is str and role != "system" and content_format == "string":
+        return {"role": role, "content": content}  # nearly every message
+    texts = _texts(content, extras=content_format == "string")
     if role == "system" and any(text.startswith(_VOLATILE_PREFIX) for text in texts):
         raise _unsupported("a system text that some engines shorten")
     seen: Variables = {"role": role, "content": "\n".join(text for text in texts if text)}

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -30,10 +30,14 @@ import jinja2.sandbox
 import tokenizers
 
 from warmroute.core.conversation import ContentFormat, variables
+from warmroute.core.kept import Kept
 from warmroute.core.openai import Fields, RoutingRequest, flag, read_fields
+from warmroute.core.words import Words
 from warmroute.errors import ConfigError, TokenizeError
 from warmroute.service.ports import Rest
 from warmroute.types import Endpoint, TokenIds
+
+_log = logging.getLogger(__name__)
 
 INLINE_CHARS_MAX = 6000
 """Longer text is tokenized in a thread: this much takes about a millisecond, which the event loop can spare."""
@@ -96,9 +100,10 @@ class _Encoder:
         self._tokenizer.no_padding()
         self._special = _segment_bounds(described)
         added = (token["content"] for token in described.get("added_tokens") or ())
-        self._bounds: dict[str, Any] = {content: self._tokenizer.token_to_id(content) for content in added}
-        self._kept: OrderedDict[str, array[int]] = OrderedDict()
-        self._kept_chars = 0
+        ids: dict[str, Any] = {content: self._tokenizer.token_to_id(content) for content in added}
+        self._bounds = {content: array("I", [token]).tobytes() for content, token in ids.items()}
+        self._words = Words.of(described, self._word_ids)
+        self._kept = Kept(CACHE_CHARS_MAX)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
     def begin(self, text: str, special: bool) -> TokenIds | Rest:
@@ -108,61 +113,59 @@ class _Encoder:
         """
         if special or self._special is None:
             if len(text) <= INLINE_CHARS_MAX:
-                return self._encode_now([text], special)[0]
+                return array("I", self._encode_all([text], special)[0])
             return partial(self._encode_later, text, special)
-        pieces, known, missing = self._cut(text, self._special)
+        pieces = self._special.split(text)  # segments, with the special tokens between them
+        segments = self._kept.all(pieces[::2])
+        if segments is not None:
+            return self._join(pieces, segments)
+        known, missing = self._kept.look(pieces[::2])
         if sum(map(len, missing)) > INLINE_CHARS_MAX:
-            return partial(self._join_later, pieces, known, missing)
-        return self._join(pieces, known, dict(zip(missing, self._encode_now(missing, special), strict=True)))
+            return partial(self._keep_later, pieces, known, missing)
+        return self._keep(pieces, known, {piece: self._encode(piece) for piece in missing})
 
     async def _encode_later(self, text: str, special: bool) -> TokenIds:
-        return (await self._in_thread([text], special))[0]
+        return array("I", (await self._in_thread([text], special))[0])
 
-    async def _join_later(self, pieces: list[str], known: dict[str, array[int]], missing: list[str]) -> TokenIds:
+    async def _keep_later(self, pieces: list[str], known: dict[str, bytes], missing: list[str]) -> TokenIds:
         fresh = await self._in_thread(missing, special=False)
-        return self._join(pieces, known, dict(zip(missing, fresh, strict=True)))
+        return self._keep(pieces, known, dict(zip(missing, fresh, strict=True)))
 
-    def _cut(self, text: str, special: re.Pattern[str]) -> tuple[list[str], dict[str, array[int]], list[str]]:
-        """Segments with the special tokens between them; the ids of those that are known; those that are not."""
-        pieces = special.split(text)
-        segments = set(pieces[::2])
-        segments.discard("")
-        kept = self._kept
-        known = {piece: kept[piece] for piece in segments if piece in kept}
-        return pieces, known, [piece for piece in segments if piece not in known]
+    def _keep(self, pieces: list[str], known: dict[str, bytes], fresh: dict[str, bytes]) -> TokenIds:
+        for piece, ids in fresh.items():
+            self._kept.keep(piece, ids)
+        known |= fresh
+        return self._join(pieces, [known[piece] for piece in pieces[::2]])
 
-    def _join(self, pieces: list[str], known: dict[str, array[int]], fresh: dict[str, array[int]]) -> TokenIds:
-        ids: array[int] = array("I")
-        bounds, segments = self._bounds, known | fresh if fresh else known
-        for at, piece in enumerate(pieces):
-            if at % 2:
-                ids.append(bounds[piece])
-            elif piece:
-                ids.extend(segments[piece])
-        kept = self._kept
-        for piece in known:
-            if piece in kept:  # somebody else's may have pushed it out meanwhile
-                kept.move_to_end(piece)
-        for piece, own in fresh.items():
-            self._keep(piece, own)
+    def _join(self, pieces: list[str], segments: list[bytes]) -> TokenIds:
+        parts = [b""] * len(pieces)
+        parts[::2] = segments
+        parts[1::2] = [self._bounds[special] for special in pieces[1::2]]
+        ids = array("I")
+        ids.frombytes(b"".join(parts))
         return ids
 
-    async def _in_thread(self, texts: list[str], special: bool) -> list[array[int]]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode_now, texts, special)
+    async def _in_thread(self, texts: list[str], special: bool) -> list[bytes]:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode_all, texts, special)
 
-    def _encode_now(self, texts: list[str], special: bool) -> list[array[int]]:
+    def _encode(self, text: str) -> bytes:
+        """A segment's ids, by its words if they are known."""
+        ids = None if self._words is None else self._words.ids(text)
+        if self._words is not None and self._words.mistaken:
+            _log.warning("the tokenizer cuts words in another way than its file says; all is left to it from now on")
+            self._words = None
+        return self._encode_all([text], special=False)[0] if ids is None else ids
+
+    def _encode_all(self, texts: list[str], special: bool) -> list[bytes]:
         encode = self._tokenizer.encode_batch_fast  # leaves out the offsets
         try:
-            return [array("I", encode([text], add_special_tokens=special)[0].ids) for text in texts]
+            return [array("I", encode([text], add_special_tokens=special)[0].ids).tobytes() for text in texts]
         except Exception as error:  # the library raises bare Exceptions, and refuses lone surrogates
             raise TokenizeError("unsupported", f"the tokenizer failed: {error}") from error
 
-    def _keep(self, piece: str, ids: array[int]) -> None:
-        if piece not in self._kept:
-            self._kept_chars += len(piece)
-        self._kept[piece] = ids
-        while self._kept_chars > CACHE_CHARS_MAX:
-            self._kept_chars -= len(self._kept.popitem(last=False)[0])
+    def _word_ids(self, text: str) -> tuple[list[int], list[int | None]]:
+        found = self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
+        return found.ids, found.word_ids
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -215,7 +218,9 @@ class _Templates:
         self._by_name: dict[str, tuple[jinja2.Template, ContentFormat]] = {}
         for name, source in _sources(folder, config).items():
             try:
-                self._by_name[name] = environment.from_string(source), content_format(environment.parse(source))
+                template = environment.from_string(source)
+                template.globals = dict(template.globals)  # else a chain of maps, walked for every prompt
+                self._by_name[name] = template, content_format(environment.parse(source))
             except jinja2.TemplateSyntaxError as error:
                 raise ConfigError(
                     "tokenizer.path", f"the chat template {name!r} in {folder} is not valid ({error})", "Repair it"
