@@ -70,17 +70,20 @@ class Endpoint:
     host: str
     port: int
     tls: bool = False
+    authority: str = field(init=False, repr=False, compare=False)
+    """`host:port`, IPv6 hosts in brackets: the Host header and the name that users see."""
+
+    def __post_init__(self) -> None:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        object.__setattr__(self, "authority", f"{host}:{self.port}")
+
+    def __hash__(self) -> int:
+        return hash(self.authority)  # which a string computes once
 
     @property
     def url(self) -> str:
         """`http://host:port`, IPv6 hosts in brackets."""
         return f"{'https' if self.tls else 'http'}://{self.authority}"
-
-    @property
-    def authority(self) -> str:
-        """`host:port`, IPv6 hosts in brackets: the Host header and the name that users see."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

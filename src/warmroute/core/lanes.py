@@ -6,7 +6,7 @@ the order of `Lanes.workers`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import TypeVar
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 class Lanes:
     """The workers of one fleet that could serve one model: what of them does not change from request to request."""
 
-    __slots__ = ("all_believed", "belief", "kv_tokens_max", "pick", "positions", "weights", "workers")
+    __slots__ = ("all_believed", "belief", "kv_tokens_max", "positions", "take", "weights", "workers")
 
     def __init__(self, workers: tuple[Worker, ...], load: LoadTable, degraded_belief: float) -> None:
         self.workers = workers
         self.positions = {worker.id: i for i, worker in enumerate(workers)}
         self.kv_tokens_max = min((worker.kv_tokens_max or 0 for worker in workers), default=0)
-        self.pick = _picker([load.slot(worker.id) for worker in workers])
-        """Takes this model's entries out of a column of the load table."""
+        self.take = _taker([load.slot(worker.id) for worker in workers])
+        """Takes this model's entries out of columns of the load table."""
         self.belief = [_belief(w.trust, degraded_belief) for w in workers]
         self.all_believed = min(self.belief) == 1.0
         weights = [w.weight or 1.0 for w in workers]  # 0: not ready, and asked for all the same
@@ -66,9 +66,9 @@ def _belief(trust: Trust, degraded_belief: float) -> float:
     return min(trust.belief, degraded_belief) if trust.state is TrustState.DEGRADED else 1.0
 
 
-def _picker(slots: Sequence[int]) -> Callable[[list[T]], list[T]]:
-    first, n = slots[0], len(slots)
-    if list(slots) == list(range(first, first + n)):
-        return lambda column: column[first : first + n]
+def _taker(slots: Sequence[int]) -> Callable[[Iterable[list[T]]], list[list[T]]]:
+    first, behind = slots[0], slots[0] + len(slots)
+    if list(slots) == list(range(first, behind)):
+        return lambda columns: [column[first:behind] for column in columns]
     take = itemgetter(*slots)
-    return lambda column: list(take(column))
+    return lambda columns: [list(take(column)) for column in columns]

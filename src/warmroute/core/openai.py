@@ -174,6 +174,8 @@ def read_fields(body: bytes) -> Fields:
 
 def given(raw: Raw) -> bytes | None:
     """The bytes of a field's value, or None if it is absent or null."""
+    if raw is _ABSENT:
+        return None
     value = bytes(raw)
     return None if value in (b"", b"null") else value
 
@@ -276,6 +278,8 @@ def _multimodal(messages: Raw) -> bool:
         )
     if raw[:1] != b"[":
         raise _wrong_type("messages", "an array of objects", _value(messages))
+    if raw.find(b"[", 1) < 0:
+        return False  # no message has parts
     try:
         contents = [bytes(message.content) for message in _MESSAGES.decode(raw)]
         return any(_has_media(content) for content in contents if content[:1] == b"[")

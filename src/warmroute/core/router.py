@@ -171,15 +171,15 @@ class Decision(msgspec.Struct):
 
     def settle(self, candidates_max: int) -> None:
         """Keep of the candidates only what `explain` needs, of the chosen and the cheapest ones."""
+        self.candidates.token_ids, self.candidates.chain = None, ()
         n = len(self.costs)
-        kept: Sequence[int] = range(n)
         if n > candidates_max:
             chosen = self.candidates.workers.index(self.worker)
-            cheapest = sorted(kept, key=self.costs.__getitem__)[:candidates_max]
+            cheapest = sorted(range(n), key=self.costs.__getitem__)[:candidates_max]
             kept = sorted({chosen, *cheapest})
-        self.candidates = self.candidates.only(kept)
-        self.costs = [self.costs[i] for i in kept]
-        self.left_out = n - len(kept)
+            self.candidates = self.candidates.only(kept)
+            self.costs = [self.costs[i] for i in kept]
+            self.left_out = n - len(kept)
 
 
 class Router:
@@ -242,7 +242,7 @@ class Router:
             costs = [cost / weight for cost, weight in zip(costs, lanes.weights, strict=True)]
         chosen = self._cheapest(costs, candidates)
         expected_s = candidates.first_token_s(chosen)
-        key = next(key for key, users in keys.items() if lanes.workers[chosen].id in users)
+        key = _used_by(lanes.workers[chosen].id, keys)
         lease, claims = self._book(request, candidates, chosen, chains[key], now)
         if (remember := getattr(policy, "chosen", None)) is not None:
             remember(candidates, chosen)
@@ -387,16 +387,19 @@ class Router:
         return best
 
     def _candidates(self, request: PickRequest, chains: Chains, held: Held, lanes: Lanes, now: float) -> Candidates:
-        tokens, rates, pick = request.token_ids, self.load.rates, lanes.pick
-        load = self.load.columns(now)
-        block_size = min(chains, default=BLOCK_SIZE)
+        tokens, rates, load = request.token_ids, self.load.rates, self.load.columns(now)
+        requests, prefilling, prefill_tokens, kv_tokens = lanes.take(load[:4])
+        free_at, busy, fixed_s, per_token_s, per_pair_s, per_context_s = lanes.take(
+            (load.free_at, load.busy, rates.fixed_s, rates.per_token_s, rates.per_pair_s, rates.per_context_s)
+        )
+        block_size = min(chains) if chains else BLOCK_SIZE
         return Candidates(
             workers=lanes.workers,
             now=now,
             dice=self._dice,
             prompt_tokens=len(tokens) if tokens is not None else request.prompt_bytes // BYTES_PER_TOKEN,
             token_ids=tokens,
-            chain=chains.get(block_size, ()),
+            chain=chains[block_size] if chains else (),
             block_size=block_size,
             session=request.session,
             priority=request.priority,
@@ -405,16 +408,16 @@ class Router:
             storage_tokens=held.storage,
             claimed_tokens=held.claimed,
             belief=lanes.belief,
-            requests=pick(load.requests),
-            prefilling=pick(load.prefilling),
-            prefill_tokens=pick(load.prefill_tokens),
-            kv_tokens=pick(load.kv_tokens),
-            free_at=pick(load.free_at),
-            fixed_s=pick(rates.fixed_s),
-            per_token_s=pick(rates.per_token_s),
-            per_pair_s=pick(rates.per_pair_s),
-            per_context_s=pick(rates.per_context_s),
-            busy=pick(load.busy),
+            requests=requests,
+            prefilling=prefilling,
+            prefill_tokens=prefill_tokens,
+            kv_tokens=kv_tokens,
+            free_at=free_at,
+            fixed_s=fixed_s,
+            per_token_s=per_token_s,
+            per_pair_s=per_pair_s,
+            per_context_s=per_context_s,
+            busy=busy,
             requests_per_s=load.requests_per_s,
             kv_tokens_max=lanes.kv_tokens_max,
             all_believed=lanes.all_believed,
@@ -441,6 +444,8 @@ class Router:
         lease = self.load.book(worker, prompt, prompt - overlap, now, prefill_observable=request.streamed)
         queued_s = self.load.free_at[lease.slot] - now
         deadline = now + max(self.config.speculative_ttl_s, 2 * queued_s)
+        if not chains:
+            return lease, ()
         sizes = self.index.prefix_sizes(worker)
         if sizes is None:
             sizes = tuple(chains)
@@ -461,6 +466,13 @@ class Router:
         if request.token_ids is None:
             return Reason.NO_TOKENS
         return Reason.OVERLAP if overlap_tokens else Reason.LOAD
+
+
+def _used_by(worker: WorkerId, keys: Mapping[str | None, Mapping[WorkerId, int]]) -> str | None:
+    """The adapter's key that is in use on `worker`."""
+    if len(keys) == 1:
+        return next(iter(keys))
+    return next(key for key, users in keys.items() if worker in users)
 
 
 def _shared(prefixes: Sequence[PrefixHash], other: Sequence[PrefixHash]) -> int:

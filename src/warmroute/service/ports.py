@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from warmroute.core.openai import RoutingRequest
@@ -174,17 +174,21 @@ Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 """Header names and values, in order, as bytes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestHead:
-    """A request's head as the client sent it: order, case and bytes of the headers are kept."""
+    """A request's head as the client sent it: order, case and bytes of the headers are kept. Not to be changed."""
 
     method: bytes
     target: bytes
     headers: Headers
+    _first: dict[bytes, bytes] | None = field(default=None, init=False, repr=False, compare=False)
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that lower-case name, or None."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        first = self._first
+        if first is None:
+            first = self._first = {key.lower(): value for key, value in reversed(self.headers)}
+        return first.get(name)
 
 
 @dataclass(frozen=True, slots=True)

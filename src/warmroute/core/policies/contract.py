@@ -15,7 +15,7 @@ from warmroute.core.dice import Dice
 from warmroute.types import PrefixHash, TokenIds, Worker
 
 
-class Candidates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+class Candidates(msgspec.Struct, gc=False, kw_only=True):
     """The workers that could serve one request, and what is known of each; entry i of every list is of workers[i].
 
     The lists belong to this request alone: a policy may change them, and need not copy them to keep them.
@@ -107,16 +107,13 @@ class Candidates(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         return tokens * (self.per_token_s[i] + (self.prompt_tokens - tokens / 2) * self.per_pair_s[i])
 
     def only(self, kept: Sequence[int]) -> Candidates:
-        """These candidates alone, for people who ask why."""
-        if len(kept) == len(self.workers):
-            return msgspec.structs.replace(self, token_ids=None, chain=())
+        """These candidates alone."""
         picked = {
             name: [value[i] for i in kept]
             for name in self.__struct_fields__
             if name not in ("token_ids", "chain") and isinstance(value := getattr(self, name), list)
         }
-        workers = tuple(self.workers[i] for i in kept)
-        return msgspec.structs.replace(self, **(picked | {"workers": workers, "token_ids": None, "chain": ()}))
+        return msgspec.structs.replace(self, workers=tuple(self.workers[i] for i in kept), **picked)
 
 
 class Policy(Protocol):
