@@ -163,7 +163,7 @@ class Decision(msgspec.Struct):
                 decoding=decoding[i],
                 wait_s=wait_s[i],
                 cost=self.costs[i],
-                terms={name: column[i] for name, column in terms.items()},
+                terms={name: column[i] * _share(self.costs[i], worker.weight) for name, column in terms.items()},
                 chosen=worker.id == self.worker.id,
             )
             rows.append(row)
@@ -239,7 +239,7 @@ class Router:
         candidates = self._candidates(request, next(iter(chains.values())), held, lanes, now)
         costs = policy.costs(candidates)
         if lanes.weights is not None:
-            costs = [cost / weight for cost, weight in zip(costs, lanes.weights, strict=True)]
+            costs = [cost * _share(cost, weight) for cost, weight in zip(costs, lanes.weights, strict=True)]
         chosen = self._cheapest(costs, candidates)
         expected_s = candidates.first_token_s(chosen)
         key = next(key for key, users in keys.items() if lanes.workers[chosen].id in users)
@@ -461,6 +461,12 @@ class Router:
         if request.token_ids is None:
             return Reason.NO_TOKENS
         return Reason.OVERLAP if overlap_tokens else Reason.LOAD
+
+
+def _share(cost: float, weight: float) -> float:
+    """What a cost and its terms are multiplied by, so that more weight attracts more, be the cost below 0."""
+    weight = weight or 1.0  # 0: not ready, and asked for all the same
+    return weight if cost < 0 else 1 / weight
 
 
 def _shared(prefixes: Sequence[PrefixHash], other: Sequence[PrefixHash]) -> int:
