@@ -385,6 +385,18 @@ async def test_counters_are_read_only_where_they_are_wanted() -> None:
         assert heard == [(WorkerId(0), 50)]
 
 
+async def test_counters_are_those_of_the_rank_not_of_its_position() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = EngineFacts((MODEL,), {1: PUB})
+    stage.api.counters[A] = {0: CacheCounters(1, 1), 1: CacheCounters(100, 50)}
+    heard: list[tuple[WorkerId, float]] = []
+    stage.membership.on_counters = lambda worker, counters, _: heard.append((worker, counters.hits))
+    stage.membership.wants_counters = lambda _: True
+    async with stage.running():
+        await stage.time.advance(2)
+        assert heard == [(WorkerId(0), 50)]
+
+
 async def test_an_engine_asleep_takes_no_requests_until_it_is_woken() -> None:
     stage = Stage(EngineConfig(url=A.url))
     stage.api.known[A] = facts(PUB)

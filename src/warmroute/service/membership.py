@@ -53,7 +53,7 @@ class _Engine:
     config: EngineConfig
     endpoint: Endpoint
     workers: list[WorkerId] = field(default_factory=list)
-    """By rank."""
+    """In the order of `addresses`, one per rank."""
     addresses: Addresses = field(default_factory=dict)
     held: str | None = None
     """Why it gets no requests whatever it answers; None: it may get them."""
@@ -281,7 +281,7 @@ class Membership:
     async def _read_counters(self, engine: _Engine) -> None:
         asked_at = self._clock()
         counters = await self._api.cache_counters(engine.endpoint)
-        for rank, worker in enumerate(engine.workers):
+        for rank, worker in zip(engine.addresses, engine.workers, strict=True):
             if rank in counters:
                 self.on_counters(worker, counters[rank], asked_at)
 
