@@ -466,6 +466,17 @@ async def test_facts_from_before_an_adapter_came_through_us_do_not_take_it_away(
         assert stage.membership.fleet.serving("sql")
 
 
+async def test_an_engine_that_is_described_otherwise_keeps_the_adapter_that_came_through_us() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = facts(PUB)
+    async with stage.running():
+        stage.api.factless.add(A)
+        stage.membership.adapter_changed(A, "sql", "/a")
+        stage.membership.alter(EngineConfig(url=A.url, weight=2.0))
+        (worker,) = stage.membership.fleet.serving("sql")
+        assert worker.weight == 2.0
+
+
 async def test_an_adapter_that_came_or_went_through_us_is_known_at_once() -> None:
     stage = Stage(EngineConfig(url=A.url))
     stage.api.known[A] = facts(PUB)
