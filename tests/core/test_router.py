@@ -285,6 +285,42 @@ def test_a_policy_of_ones_own_takes_ten_lines() -> None:
     assert router.pick(ask(tokens(1)), Fleet([worker(n) for n in range(3)]), 0.0).worker.id == 2
 
 
+class Diary:
+    """A policy that writes down what it hears, and can be made to fail."""
+
+    name = "diary"
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int]] = []
+        self.fails = False
+
+    def costs(self, candidates: Candidates) -> Sequence[float]:
+        return [] if self.fails else [float(w.id) for w in candidates.workers]
+
+    def chosen(self, candidates: Candidates, winner: int) -> None:
+        self.heard.append(("chosen", candidates.workers[winner].id))
+
+    def ended(self, worker: WorkerId, chain: Sequence[int]) -> None:
+        self.heard.append(("ended", worker))
+
+
+def test_a_policy_of_ones_own_hears_what_becomes_of_its_decisions_and_of_no_others() -> None:
+    diary = Diary()
+    router = Router(ReferenceIndex(orphan_blocks_max=10, blocks_max=None), policy=diary)
+    fleet = Fleet([worker(n) for n in range(2)])
+    own = router.pick(ask(tokens(1)), fleet, 0.0)
+    diary.fails = True
+    ours = router.pick(ask(tokens(1)), fleet, 0.0)
+    assert [(each.policy, each.reason) for each in (own, ours)] == [
+        ("diary", Reason.POLICY),
+        ("warmroute", Reason.LOAD),
+    ]
+    assert ours.explain()[0].terms
+    for decision in (own, own, ours):
+        router.release(decision, 1.0, served=True)
+    assert diary.heard == [("chosen", 0), ("ended", 0)]
+
+
 class Flat:
     """A policy that likes everybody alike."""
 

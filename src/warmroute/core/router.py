@@ -238,6 +238,7 @@ class Router:
             self._hold(held, request, chains[key], users, now)
         candidates = self._candidates(request, next(iter(chains.values())), held, lanes, now)
         costs = policy.costs(candidates)
+        policy = getattr(policy, "decider", policy)  # the default, where one's own could not
         if lanes.weights is not None:
             costs = [cost * _share(cost, weight) for cost, weight in zip(costs, lanes.weights, strict=True)]
         chosen = self._cheapest(costs, candidates)
