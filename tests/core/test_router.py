@@ -303,6 +303,9 @@ class Diary:
     def ended(self, worker: WorkerId, chain: Sequence[int]) -> None:
         self.heard.append(("ended", worker))
 
+    def forget(self, worker: WorkerId) -> None:
+        self.heard.append(("forget", worker))
+
 
 def test_a_policy_of_ones_own_hears_what_becomes_of_its_decisions_and_of_no_others() -> None:
     diary = Diary()
@@ -318,7 +321,8 @@ def test_a_policy_of_ones_own_hears_what_becomes_of_its_decisions_and_of_no_othe
     assert ours.explain()[0].terms
     for decision in (own, own, ours):
         router.release(decision, 1.0, served=True)
-    assert diary.heard == [("chosen", 0), ("ended", 0)]
+    router.forget(WorkerId(1))
+    assert diary.heard == [("chosen", 0), ("ended", 0), ("forget", 1)]
 
 
 class Flat:

@@ -300,6 +300,9 @@ class Router:
     def forget(self, worker: WorkerId) -> None:
         """Assume nothing of `worker` any more: it was cleared, restarted or removed."""
         self.speculation.forget(worker)
+        for policy in self._others.values():
+            if (forget := getattr(policy, "forget", None)) is not None:
+                forget(worker)
 
     def _is_confirmed(self, claim: Claim) -> bool:
         return self.index.depth(claim.worker, claim.chain, claim.block_size) == len(claim.chain)

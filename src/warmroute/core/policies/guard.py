@@ -70,6 +70,10 @@ class Guarded:
         """The same, when the request is over."""
         self._tell("ended", worker, chain)
 
+    def forget(self, worker: WorkerId) -> None:
+        """The same, when what a worker holds is gone."""
+        self._tell("forget", worker)
+
     def _tell(self, method: str, *what: object) -> None:
         listen = getattr(self.policy, method, None)
         if listen is None:
