@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
 import logging
 import multiprocessing
@@ -27,6 +26,7 @@ from typing import Any
 
 import uvloop
 import zmq
+from machine import machine
 
 from warmroute.config.tree import EventsConfig, RoutingConfig
 from warmroute.core.hashing import prefix_hash_array
@@ -194,6 +194,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scale.json")
     chosen = options.parse_args()
     logging.disable()
+    about = machine()
     processes, controls = [], []
     for part in range(PROCESSES):
         ours, theirs = multiprocessing.Pipe()
@@ -216,9 +217,8 @@ def main() -> None:
             process.join(10)
     for name, value in found.items():
         print(f"{name:24}{value:>14,.2f}")
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
     settings = {name: value for name, value in vars(chosen).items() if name != "out"}
-    result = {"date": date, "cores": os.cpu_count(), "settings": settings, "found": found}
+    result = {"machine": about, "settings": settings, "found": found}
     chosen.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

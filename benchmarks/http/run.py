@@ -12,10 +12,8 @@ target's whole process tree: trust it over wall figures, since generator, engine
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -27,6 +25,10 @@ from typing import Any
 from measuring import TICKS_PER_S, build, cpu_s, load, running, wait_ready
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from machine import machine  # noqa: E402
+
 ENGINES = (18001, 18002)
 URLS = tuple(f"http://127.0.0.1:{port}" for port in ENGINES)
 Target = tuple[int, list[str]]
@@ -74,20 +76,6 @@ def medians(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, fl
     return {
         name: {key: round(statistics.median(each[name][key] for each in rounds), 1) for key in rounds[0][name]}
         for name in SCENARIOS
-    }
-
-
-def machine() -> dict[str, Any]:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cpu": models[0].split(": ")[1] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "uvloop": version("uvloop"),
-        "httptools": version("httptools"),
     }
 
 
@@ -146,14 +134,15 @@ def ratios(targets: dict[str, dict[str, dict[str, float]]]) -> str:
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--reps", type=int, default=3)
-    options.add_argument("--out", type=Path, default=HERE / "results.json")
+    options.add_argument("--out", type=Path, default=HERE.parent / "results" / "http.json")
     options.add_argument("--target", action="append", default=[])
     chosen = options.parse_args()
     targets = own_targets() | peer_targets()
     for target in chosen.target:
         name, port, command = target.split("|", 2)
         targets[name] = (int(port), ["bash", "-c", f"exec {command}"])
-    result: dict[str, Any] = {"machine": machine(), "repetitions": chosen.reps}
+    about = machine(uvloop=version("uvloop"), httptools=version("httptools"))
+    result: dict[str, Any] = {"machine": about, "repetitions": chosen.reps}
     with tempfile.TemporaryDirectory() as folder:
         tools = build(Path(folder), "mock", "oload")
         with ExitStack() as stack:

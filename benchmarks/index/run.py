@@ -11,22 +11,23 @@ whatever the metric. `TARGETS` is what ours must not exceed.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from groups import MEMORY
 from subjects import SUBJECTS
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from machine import machine  # noqa: E402
+
 CACHE = Path(os.environ.get("WARMROUTE_CACHE", Path.home() / ".cache/warmroute"))
 GROUPS = ("hash", "ingest", "match", "cold", "memory", "replay", "end_to_end")
 
@@ -103,22 +104,15 @@ def measure(group: str, trace: Path | None, found: Found) -> None:
             found[group, line["case"], line["metric"]][subject].append(line["value"])
 
 
-def machine(pythons: dict[str, str]) -> dict[str, Any]:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    print_version = "import sys, subjects; print(subjects.SUBJECTS[sys.argv[1]].version())"
+def versions() -> dict[str, str]:
+    """What each implementation calls itself."""
+    show = "import sys, subjects; print(subjects.SUBJECTS[sys.argv[1]].version())"
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cpu": models[0].split(": ")[1] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "versions": {
-            name: subprocess.run(
-                [python, "-c", print_version, name], cwd=HERE, stdout=subprocess.PIPE, text=True, check=True
-            ).stdout.strip()
-            for name, python in pythons.items()
-        },
+        name: subprocess.run(
+            [python, "-c", show, name], cwd=HERE, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout.strip()
+        for name, python in interpreters().items()
+        if name in SUBJECTS
     }
 
 
@@ -152,7 +146,7 @@ def main() -> None:
     options.add_argument("--trace", type=Path)
     options.add_argument("--out", type=Path, default=HERE.parent / "results" / "index.json")
     chosen = options.parse_args()
-    about = machine({name: python for name, python in interpreters().items() if name in SUBJECTS})
+    about = machine(**versions())
     found: Found = defaultdict(lambda: defaultdict(list))
     for number in range(chosen.rounds):
         for group in chosen.group or GROUPS:

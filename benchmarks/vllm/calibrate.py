@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import heapq
 import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -31,8 +28,9 @@ from pathlib import Path
 import aiohttp
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "scripts" / "vllm"))
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "scripts" / "vllm")]
 
+from machine import machine  # noqa: E402
 from vllm_engine import EngineOptions, VllmEngine, make_model, running  # noqa: E402
 
 from warmroute.app.simulation.engine import Engine, Work  # noqa: E402
@@ -221,16 +219,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, default=HERE.parent / "results" / "calibration.json")
     chosen = options.parse_args()
+    about = machine()
     model = make_model(*MODEL_ARGUMENTS)
     made = EngineOptions(model=model, served_name="bench", block_size=BLOCK, blocks=BLOCKS, max_num_seqs=SEQUENCES_MAX)
     with tempfile.TemporaryDirectory() as folder, running([VllmEngine(made, Path(folder) / "engine.log")]) as (engine,):
         found = asyncio.run(run(engine))
-    machine = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-    }
-    chosen.out.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
+    chosen.out.write_text(json.dumps({"machine": about, **found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -31,8 +28,9 @@ from typing import Any
 import aiohttp
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "scripts" / "vllm"))
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "scripts" / "vllm")]
 
+from machine import machine  # noqa: E402
 from vllm_engine import EngineOptions, VllmEngine, free_ports, make_model, running  # noqa: E402
 
 MODEL_ARGUMENTS = ("--hidden", "512", "--layers", "12")
@@ -198,6 +196,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--out", type=Path, default=HERE.parent / "results" / "vllm.json")
     chosen = options.parse_args()
+    about = machine()
     model = make_model(*MODEL_ARGUMENTS)
     engine = EngineOptions(model=model, served_name="bench", blocks=BLOCKS, max_model_len=4096)
     samples: dict[str, dict[str, list[Sample]]] = {load: {p: [] for p in chosen.policy} for load in chosen.load}
@@ -215,10 +214,8 @@ def main() -> None:
                         print(f"round {number}, {load}, {policy}: {summary([sample])}", file=sys.stderr, flush=True)
     results = {load: {p: summary(found) for p, found in by.items()} for load, by in samples.items()}
     show(results)
-    machine = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "cores": os.cpu_count()}
-    machine |= {"cpu": platform.processor() or platform.machine(), "load_after": round(os.getloadavg()[0], 1)}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps({"machine": machine, "rounds": chosen.rounds, "loads": results}, indent=1) + "\n")
+    chosen.out.write_text(json.dumps({"machine": about, "rounds": chosen.rounds, "loads": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ class Worker:
     ready: bool = True
     """Whether requests may be sent here now (reachable, not draining)."""
     weight: float = 1.0
-    """How much of the work it should have beside one of weight 1: costs are divided by it. Above 0 if it is ready."""
+    """How much of the work it should have beside one of weight 1. Above 0 if it is ready."""
 
     @property
     def name(self) -> str:

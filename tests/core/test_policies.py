@@ -131,6 +131,33 @@ def test_approximate_forgets_what_was_used_longest_ago() -> None:
     assert winners(policy, candidates([0, 0], chain=list(range(10)))) == {0, 1}, "trees of equal size"
 
 
+def test_approximate_keeps_nothing_of_a_worker_that_is_gone() -> None:
+    policy, chain = Approximate(), list(range(10))
+    for worker in (0, 1):
+        policy.chosen(candidates([0, 0], chain=chain), worker)
+    for gone in (1, 1, 5):
+        policy.forget(WorkerId(gone))
+    assert winners(policy, candidates([0, 0], chain=chain)) == {0}
+    policy.forget(WorkerId(0))
+    assert winners(policy, candidates([0, 0], chain=chain)) == {0, 1}
+    assert not policy._trees
+    assert not policy._holders
+    assert not policy._tokens
+
+
+def test_dynamo_keeps_nothing_of_a_worker_where_nothing_runs() -> None:
+    policy, chain = Dynamo(), list(range(10))
+    asked = candidates([0, 0], chain=chain)
+    policy.chosen(asked, 1)
+    policy.chosen(asked, 1)
+    policy.ended(WorkerId(1), chain)
+    assert list(policy.costs(asked)) == [10 + 10, 10 + 10]
+    policy.chosen(candidates([0, 0]), 1)
+    for each in (chain, [], []):
+        policy.ended(WorkerId(1), each)
+    assert not policy._active
+
+
 def test_dynamo_counts_prefill_blocks_and_running_blocks_once() -> None:
     policy, chain = Dynamo(), list(range(10))
     asked = candidates([1, 1], [0, 0], chain=chain, prefill_tokens=[0, 320])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -282,6 +283,83 @@ def test_a_policy_of_ones_own_takes_ten_lines() -> None:
     index = ReferenceIndex(orphan_blocks_max=10, blocks_max=None)
     router = Router(index, policy=LastOne())
     assert router.pick(ask(tokens(1)), Fleet([worker(n) for n in range(3)]), 0.0).worker.id == 2
+
+
+class Diary:
+    """A policy that writes down what it hears, and can be made to fail."""
+
+    name = "diary"
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int]] = []
+        self.fails = False
+
+    def costs(self, candidates: Candidates) -> Sequence[float]:
+        return [] if self.fails else [float(w.id) for w in candidates.workers]
+
+    def chosen(self, candidates: Candidates, winner: int) -> None:
+        self.heard.append(("chosen", candidates.workers[winner].id))
+
+    def ended(self, worker: WorkerId, chain: Sequence[int]) -> None:
+        self.heard.append(("ended", worker))
+
+    def forget(self, worker: WorkerId) -> None:
+        self.heard.append(("forget", worker))
+
+
+def test_a_policy_of_ones_own_hears_what_becomes_of_its_decisions_and_of_no_others() -> None:
+    diary = Diary()
+    router = Router(ReferenceIndex(orphan_blocks_max=10, blocks_max=None), policy=diary)
+    fleet = Fleet([worker(n) for n in range(2)])
+    own = router.pick(ask(tokens(1)), fleet, 0.0)
+    diary.fails = True
+    ours = router.pick(ask(tokens(1)), fleet, 0.0)
+    assert [(each.policy, each.reason) for each in (own, ours)] == [
+        ("diary", Reason.POLICY),
+        ("warmroute", Reason.LOAD),
+    ]
+    assert ours.explain()[0].terms
+    for decision in (own, own, ours):
+        router.release(decision, 1.0, served=True)
+    router.forget(WorkerId(1))
+    assert diary.heard == [("chosen", 0), ("ended", 0), ("forget", 1)]
+
+
+class Flat:
+    """A policy that likes everybody alike."""
+
+    name = "flat"
+
+    def __init__(self, cost: float) -> None:
+        self.cost = cost
+
+    def costs(self, candidates: Candidates) -> Sequence[float]:
+        return [self.cost] * len(candidates.workers)
+
+
+@pytest.mark.parametrize("cost", [-3.0, 3.0])
+def test_more_weight_attracts_more_whatever_the_sign_of_the_costs(cost: float) -> None:
+    router = Router(ReferenceIndex(orphan_blocks_max=10, blocks_max=None), policy=Flat(cost))
+    workers = [replace(worker(n), weight=weight) for n, weight in enumerate((0.5, 2.0, 1.0))]
+    decision = router.pick(ask(tokens(1)), Fleet(workers), 0.0)
+    assert decision.worker.weight == 2.0
+    assert [row.worker for row in decision.explain()] == [workers[n].name for n in (1, 2, 0)]
+
+
+def test_a_worker_of_twice_the_weight_gets_twice_the_work() -> None:
+    router, fleet, _ = make(2, "least_loaded")
+    fleet = Fleet([replace(each, weight=1.0 + each.id) for each in fleet.workers])
+    chosen = [router.pick(ask(tokens(1)), fleet, 0.0).worker.id for _ in range(30)]
+    assert (chosen.count(WorkerId(0)), chosen.count(WorkerId(1))) == (10, 20)
+
+
+def test_terms_add_up_to_the_cost_whatever_the_weights() -> None:
+    router, fleet, _ = make(3)
+    fleet = Fleet([replace(each, weight=0.25 + each.id) for each in fleet.workers])
+    for _ in range(9):
+        decision = router.pick(ask(tokens(10)), fleet, 0.0)
+        for row in decision.explain():
+            assert sum(row.terms.values()) == pytest.approx(row.cost)
 
 
 def test_a_pinned_request_goes_there_or_nowhere() -> None:

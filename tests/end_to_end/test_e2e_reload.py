@@ -120,6 +120,19 @@ async def test_a_mistake_changes_nothing(site: Site) -> None:
     assert (await site.reload()).body == {"changed": [], "needs_restart": []}
 
 
+async def test_a_policy_of_ones_own_is_loaded_once_a_reload(site: Site, tmp_path: Path) -> None:
+    policy, loads = tmp_path / "mine.py", tmp_path / "loads"
+    policy.write_text(
+        f"with open({str(loads)!r}, 'a') as file:\n    file.write('.')\n\n"
+        "class Mine:\n    name = 'mine'\n\n    def costs(self, candidates):\n        return candidates.requests\n"
+    )
+    site.write(site.engines[:2], routing={"policy": f"{policy}:Mine"})
+    assert [row["key"] for row in (await site.reload()).body["changed"]] == ["routing.policy"]
+    assert (await site.reload()).body["changed"] == []  # when this is answered, all have taken up what was before
+    assert len(loads.read_text()) == 2 * site.processes
+    assert (await site.client.ask(prompt=PROMPT)).status == 200
+
+
 async def test_sighup_reloads(site: Site) -> None:
     site.write(site.engines)
     site.gateway.process.send_signal(signal.SIGHUP)

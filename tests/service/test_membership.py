@@ -385,6 +385,18 @@ async def test_counters_are_read_only_where_they_are_wanted() -> None:
         assert heard == [(WorkerId(0), 50)]
 
 
+async def test_counters_are_those_of_the_rank_not_of_its_position() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = EngineFacts((MODEL,), {1: PUB})
+    stage.api.counters[A] = {0: CacheCounters(1, 1), 1: CacheCounters(100, 50)}
+    heard: list[tuple[WorkerId, float]] = []
+    stage.membership.on_counters = lambda worker, counters, _: heard.append((worker, counters.hits))
+    stage.membership.wants_counters = lambda _: True
+    async with stage.running():
+        await stage.time.advance(2)
+        assert heard == [(WorkerId(0), 50)]
+
+
 async def test_an_engine_asleep_takes_no_requests_until_it_is_woken() -> None:
     stage = Stage(EngineConfig(url=A.url))
     stage.api.known[A] = facts(PUB)
@@ -452,6 +464,17 @@ async def test_facts_from_before_an_adapter_came_through_us_do_not_take_it_away(
         assert seen, "it is asked again"
         assert seen[0] == 1, "what it said before does not count"
         assert stage.membership.fleet.serving("sql")
+
+
+async def test_an_engine_that_is_described_otherwise_keeps_the_adapter_that_came_through_us() -> None:
+    stage = Stage(EngineConfig(url=A.url))
+    stage.api.known[A] = facts(PUB)
+    async with stage.running():
+        stage.api.factless.add(A)
+        stage.membership.adapter_changed(A, "sql", "/a")
+        stage.membership.alter(EngineConfig(url=A.url, weight=2.0))
+        (worker,) = stage.membership.fleet.serving("sql")
+        assert worker.weight == 2.0
 
 
 async def test_an_adapter_that_came_or_went_through_us_is_known_at_once() -> None:

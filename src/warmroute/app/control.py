@@ -25,8 +25,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import msgspec
-
 from warmroute.app.doors import open_doors
 from warmroute.app.limiting import limits_anything
 from warmroute.app.reload import Reread, compare, encode_config, refused, said
@@ -56,7 +54,7 @@ TAKEOVER_PATIENCE_S = 15.0
 LAST_S = 5.0
 """What a process may take to end, beyond the time it has to drain."""
 
-RELOAD_S = 10.0
+PREPARE_S_MAX = 10.0
 """How long processes may take to say whether they could take up a configuration."""
 UNDOES = {"remove": ("add", "hold"), "release": ("hold",)}
 """Changes to the fleet that undo others, so that neither need be kept."""
@@ -358,7 +356,7 @@ class Control:
             self._answer_reload(asker, refused(error))
             return
         ready = {process.number for process in self._processes if process.ready}
-        self._reload = _Reload(config, differing, ready, time.monotonic() + RELOAD_S, asker)
+        self._reload = _Reload(config, differing, ready, time.monotonic() + PREPARE_S_MAX, asker)
         body = encode_config(config)
         for number in ready:
             self._send(number, Message(Kind.PREPARE, body=body), of=self._processes[number])
@@ -369,9 +367,7 @@ class Control:
         if self._reload is None:
             return
         if problem is not None:
-            _log.error("reload: nothing has changed: process %d: %s", number, problem)
-            body = msgspec.json.encode({"error": {"message": f"Nothing has changed: {problem}", "code": "bad_config"}})
-            self._end_reload(Reply(400, body))
+            self._end_reload(refused(f"process {number}: {problem}"))
             return
         self._reload.waiting.discard(number)
         if not self._reload.waiting:

@@ -116,6 +116,8 @@ class Gateway:
         self._connect()
         self._keep_access_log()
         self.port = 0
+        self._prepared: tuple[bytes, Callable[[Gateway], None]] | None = None
+        """The configuration that the control process asked about last, ready to be put in place."""
         self.ending = asyncio.Event()
         """Set when the control process wants this one to end, or has ended itself."""
         self._changed = asyncio.Event()
@@ -179,7 +181,7 @@ class Gateway:
             self.fellows.on |= {
                 Kind.DRAIN: lambda _: self.ending.set(),
                 Kind.PREPARE: self._prepare,
-                Kind.COMMIT: lambda message: prepare(decode_config(message.body))(self),
+                Kind.COMMIT: self._commit,
                 Kind.ENGINE: lambda message: self.administration.fleet.make(decode_change(message.body)),
             }
             self.administration.reload = self.fellows.reload
@@ -209,11 +211,17 @@ class Gateway:
 
     def _prepare(self, message: Message) -> None:
         try:
-            prepare(decode_config(message.body))
+            self._prepared = message.body, prepare(decode_config(message.body))
         except ConfigError as error:
             self.fellows.tell(Kind.PREPARED, number=message.number, status=1, body=str(error).encode())
         else:
             self.fellows.tell(Kind.PREPARED, number=message.number)
+
+    def _commit(self, message: Message) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is None or prepared[0] != message.body:  # it was not there when the others were asked
+            prepared = message.body, prepare(decode_config(message.body))
+        prepared[1](self)
 
     def _tell_change(self, change: EngineChange) -> None:
         self.fellows.tell(Kind.ENGINE, body=encode_change(change))

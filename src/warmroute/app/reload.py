@@ -89,12 +89,11 @@ def said(differing: list[Difference]) -> Reply:
     return Reply(200, msgspec.json.encode({"changed": rows(live=True), "needs_restart": rows(live=False)}))
 
 
-def refused(error: ConfigError) -> Reply:
+def refused(why: ConfigError | str) -> Reply:
     """Nothing has changed, and why."""
-    _log.error("reload: nothing has changed: %s", error)
-    body = {
-        "error": {"message": f"Nothing has changed: {error}", "type": "invalid_request_error", "code": "bad_config"}
-    }
+    _log.error("reload: nothing has changed: %s", why)
+    message = f"Nothing has changed: {why}"
+    body = {"error": {"message": message, "type": "invalid_request_error", "code": "bad_config"}}
     return Reply(400, msgspec.json.encode(body))
 
 

@@ -30,7 +30,7 @@ class EngineConfig:
     events: bool = True
     """False: route to this engine by load only; its worker is BLIND."""
     weight: float = 1.0
-    """How much of the work it should have beside an engine of weight 1: its costs are divided by this. 0: none."""
+    """Share of the work beside an engine of weight 1: its costs are divided by it (multiplied if below 0). 0: none."""
     api_key: str | None = field(default=None, repr=False)
     """Key this engine wants (`vllm serve --api-key`); None: membership.api_key. Never logged or shown."""
     api_key_file: str | None = None

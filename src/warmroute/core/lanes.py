@@ -29,7 +29,7 @@ class Lanes:
         """Takes this model's entries out of columns of the load table."""
         self.belief = [_belief(w.trust, degraded_belief) for w in workers]
         self.all_believed = min(self.belief) == 1.0
-        weights = [w.weight or 1.0 for w in workers]  # 0: not ready, and asked for all the same
+        weights = [w.weight for w in workers]
         self.weights = None if all(weight == 1.0 for weight in weights) else weights
 
 

@@ -163,7 +163,7 @@ class Decision(msgspec.Struct):
                 decoding=decoding[i],
                 wait_s=wait_s[i],
                 cost=self.costs[i],
-                terms={name: column[i] for name, column in terms.items()},
+                terms={name: column[i] * _share(self.costs[i], worker.weight) for name, column in terms.items()},
                 chosen=worker.id == self.worker.id,
             )
             rows.append(row)
@@ -238,8 +238,9 @@ class Router:
             self._hold(held, request, chains[key], users, now)
         candidates = self._candidates(request, next(iter(chains.values())), held, lanes, now)
         costs = policy.costs(candidates)
+        policy = getattr(policy, "decider", policy)  # the default, where one's own could not
         if lanes.weights is not None:
-            costs = [cost / weight for cost, weight in zip(costs, lanes.weights, strict=True)]
+            costs = [cost * _share(cost, weight) for cost, weight in zip(costs, lanes.weights, strict=True)]
         chosen = self._cheapest(costs, candidates)
         expected_s = candidates.first_token_s(chosen)
         key = _used_by(lanes.workers[chosen].id, keys)
@@ -299,6 +300,9 @@ class Router:
     def forget(self, worker: WorkerId) -> None:
         """Assume nothing of `worker` any more: it was cleared, restarted or removed."""
         self.speculation.forget(worker)
+        for policy in self._others.values():
+            if (forget := getattr(policy, "forget", None)) is not None:
+                forget(worker)
 
     def _is_confirmed(self, claim: Claim) -> bool:
         return self.index.depth(claim.worker, claim.chain, claim.block_size) == len(claim.chain)
@@ -473,6 +477,12 @@ def _used_by(worker: WorkerId, keys: Mapping[str | None, Mapping[WorkerId, int]]
     if len(keys) == 1:
         return next(iter(keys))
     return next(key for key, users in keys.items() if worker in users)
+
+
+def _share(cost: float, weight: float) -> float:
+    """What a cost and its terms are multiplied by, so that more weight attracts more, be the cost below 0."""
+    weight = weight or 1.0  # 0: not ready, and asked for all the same
+    return weight if cost < 0 else 1 / weight
 
 
 def _shared(prefixes: Sequence[PrefixHash], other: Sequence[PrefixHash]) -> int:

@@ -30,7 +30,6 @@ _FDS_MAX = 200
 """Per message; the kernel takes 253."""
 _HEAD_BYTES = 4096
 
-Sockets: TypeAlias = tuple[socket.socket, ...]
 Watch: TypeAlias = Callable[[socket.socket, Callable[[], None]], None]
 """Has the second called whenever the first can be read, until it is closed and forgotten."""
 Forget: TypeAlias = Callable[[socket.socket], object]
@@ -39,8 +38,8 @@ Forget: TypeAlias = Callable[[socket.socket], object]
 class Doors(msgspec.Struct, frozen=True):
     """What a gateway listens on, by process; empty: operators have no listener of their own."""
 
-    clients: tuple[Sockets, ...] = ()
-    operators: tuple[Sockets, ...] = ()
+    clients: tuple[tuple[socket.socket, ...], ...] = ()
+    operators: tuple[tuple[socket.socket, ...], ...] = ()
 
 
 class Offer:

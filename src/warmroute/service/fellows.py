@@ -26,9 +26,8 @@ from warmroute.types import TrustState
 
 ANSWER_S = 2.0
 """A fellow that is silent for longer is left out."""
-RELOAD_S = 15.0
-"""How long reading the configuration again may take, all processes together."""
-
+RELOAD_ANSWER_S = 15.0
+"""How long the control process is waited for: it reads the configuration, and asks all processes, before it answers."""
 
 _FAMILY = re.compile(rb"^# HELP ", re.MULTILINE)
 
@@ -118,7 +117,7 @@ class Fellows:
 
     async def reload(self) -> Reply:
         """What comes of reading the configuration again, in all processes."""
-        answers = await self._ask("", Kind.RELOAD, RELOAD_S)
+        answers = await self._ask("", Kind.RELOAD, RELOAD_ANSWER_S)
         late = Reply(504, b'{"error": {"message": "The control process does not say what came of it."}}')
         return answers[0] if answers else late
 

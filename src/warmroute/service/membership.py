@@ -53,12 +53,12 @@ class _Engine:
     config: EngineConfig
     endpoint: Endpoint
     workers: list[WorkerId] = field(default_factory=list)
-    """By rank."""
+    """In the order of `addresses`, one per rank."""
     addresses: Addresses = field(default_factory=dict)
     held: str | None = None
     """Why it gets no requests whatever it answers; None: it may get them."""
     facts: EngineFacts | None = None
-    """What it said last."""
+    """What it said last, and what was changed through us since."""
     up: bool | None = None
     """None: not asked yet."""
     problem: str | None = None
@@ -70,8 +70,6 @@ class _Engine:
     """Probes in a row that failed."""
     asleep: bool = False
     """Put to sleep by a call that passed through the gateway."""
-    changes: int = 0
-    """Adapters loaded and unloaded by calls that passed through the gateway."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     watch: asyncio.Task[None] | None = None
 
@@ -143,7 +141,7 @@ class Membership:
             return
         self._learn_key(engine)
         if engine.facts is not None:
-            self._place(engine, engine.facts, self._addresses(engine, engine.facts), restarted=False)
+            self._place(engine, engine.facts)
         self.refresh(engine.endpoint)
 
     def hold(self, endpoint: Endpoint, reason: str | None) -> None:
@@ -188,15 +186,12 @@ class Membership:
     def adapter_changed(self, endpoint: Endpoint, name: str, root: str | None) -> None:
         """An engine has loaded the adapter `name` from `root`, or unloaded it (None): known before it is asked."""
         for engine in self._at(endpoint):
-            engine.changes += 1
-            for worker in engine.workers:
-                known = self._workers[worker]
-                models = tuple(model for model in known.models if model.id != name)
+            if engine.facts is not None:
+                models = tuple(model for model in engine.facts.models if model.id != name)
                 base = next((model.id for model in models if model.parent is None), None)
                 if root is not None and base is not None:
                     models += (ModelInfo(name, parent=base, root=root),)
-                self._workers[worker] = replace(known, models=models)
-            self._publish()
+                self._place(engine, replace(engine.facts, models=models))
         self.refresh(endpoint)
 
     def sleeps(self, endpoint: Endpoint, asleep: bool) -> None:
@@ -267,7 +262,7 @@ class Membership:
         if engine.up and engine.facts_due >= 0 and not engine.asleep:  # it may be woken past us
             return
         engine.facts_due = FACTS_EVERY  # now, so that a refresh meanwhile is not overlooked
-        changes = engine.changes
+        known = engine.facts
         try:
             facts = await self._api.facts(engine.endpoint)
         except EngineError as error:
@@ -275,13 +270,13 @@ class Membership:
             if not engine.up:
                 self._down(engine, str(error))
             return  # it is healthy and was known before: what is known still holds
-        if engine.changes == changes:  # else they may be from before what was changed meanwhile: it is asked again
+        if engine.facts is known:  # else they may be from before what was changed meanwhile: it is asked again
             self._adopt(engine, facts)
 
     async def _read_counters(self, engine: _Engine) -> None:
         asked_at = self._clock()
         counters = await self._api.cache_counters(engine.endpoint)
-        for rank, worker in enumerate(engine.workers):
+        for rank, worker in zip(engine.addresses, engine.workers, strict=True):
             if rank in counters:
                 self.on_counters(worker, counters[rank], asked_at)
 
@@ -316,8 +311,7 @@ class Membership:
         if facts.asleep is not None or restarted:
             engine.asleep = bool(facts.asleep)
         engine.process_start = facts.process_start or engine.process_start
-        engine.facts = facts
-        self._place(engine, facts, self._addresses(engine, facts), restarted)
+        self._place(engine, facts, restarted)
 
     def _addresses(self, engine: _Engine, facts: EngineFacts) -> Addresses:
         addresses = self._unshared(engine, event_addresses(self._config, engine.config, engine.endpoint, facts))
@@ -349,8 +343,9 @@ class Membership:
                 )
         return own
 
-    def _place(self, engine: _Engine, facts: EngineFacts, addresses: Addresses, restarted: bool) -> None:
+    def _place(self, engine: _Engine, facts: EngineFacts, restarted: bool = False) -> None:
         """Make the engine's workers what the facts say, and tell the listener what that changes."""
+        engine.facts, addresses = facts, self._addresses(engine, facts)
         before, old = dict(self._workers), list(zip(engine.workers, engine.addresses.items(), strict=True))
         for gone, _ in old[len(addresses) :]:
             del self._workers[gone]

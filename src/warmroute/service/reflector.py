@@ -23,7 +23,8 @@ from warmroute.errors import WarmrouteError
 _log = logging.getLogger(__name__)
 
 BACKOFF_S, BACKOFF_MAX_S = 1.0, 30.0
-"""First and longest pause before the server is asked again; a half to all of it, by chance."""
+"""First and longest pause before the server is asked again; a half to all of it, by chance. It doubles until a watch
+brings something, or lasts."""
 WATCH_S = 300.0
 """So long a watch is asked for at least; up to twice as long, by chance, so that resumptions spread."""
 SHORT_S = 1.0
@@ -133,6 +134,8 @@ class Reflector:
                 if self._clock() - began < SHORT_S and self.counts["events"] == events:
                     self.counts["short_watches"] += 1
                     await self._pause()
+                else:
+                    self._pause_s = BACKOFF_S
             except ExpiredError as error:
                 self.counts["expired"] += 1
                 _log.info("%s is listed again: %s", self.collection, error)
@@ -142,7 +145,7 @@ class Reflector:
                 self.counts[f"error_{error.reason}"] += 1
                 if error.reason not in RESUMABLE:
                     self._version = None
-                if error.reason != "broken":  # connections end; whether the server has gone, the next attempt shows
+                if error.reason != "broken" or self._version is None:  # watches end; if it has gone, the next shows it
                     self._lost(str(error))
                 await self._pause()
 
@@ -175,6 +178,8 @@ class Reflector:
         async for events in self._api.watch(self.collection, version, WATCH_S * (1 + self._chance())):
             self._in_step()
             changed = False
+            if events:  # that it opens says little: a server may fail right after
+                self._pause_s = BACKOFF_S
             for event in events:
                 self.counts["events"] += 1
                 changed |= self._apply(event)
@@ -215,7 +220,6 @@ class Reflector:
             _log.warning("%s in %s: %s", name, self.collection, what)
 
     def _in_step(self) -> None:
-        self._pause_s = BACKOFF_S
         if self.problem is not None:
             _log.info("%s is followed: %d objects", self.collection, len(self.sightings))
             self.problem, self.since = None, self._clock()

@@ -4,7 +4,8 @@ Wraps a policy that is not ours. When it raises, or answers with anything but on
 that request; when it is slow, ours decides all requests for a while, so long that the slow one gets at most a hundredth
 of the time. Both are counted.
 
-Invariant: `costs` never raises and always gives one number that is not NaN per candidate.
+Invariant: nothing here raises, `costs` always gives one number that is not NaN per candidate, and the wrapped policy
+hears of its own decisions only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from warmroute.core.policies.contract import Candidates, Policy
+from warmroute.types import PrefixHash, WorkerId
 
 REST_FACTOR = 100
 """Rest after a slow answer, in multiples of the time it took."""
@@ -28,8 +30,8 @@ class Guarded:
         """`raised`, `invalid`, `slow` (late answers), `resting` (requests it was not asked about) -> number."""
         self.last_failure: str | None = None
         """What it was, in words."""
-        self.fell_back = False
-        """Whether the fallback named the last costs."""
+        self.decider: Policy = self
+        """Who named the last costs: this, or the fallback."""
         self._fallback = fallback
         self._seconds_max = seconds_max
         self._timer = timer or (lambda: 0.0)
@@ -57,22 +59,33 @@ class Guarded:
             self.failures["invalid"] += 1
             self.last_failure = problem
             return self._fall_back(candidates)
-        self.fell_back = False
+        self.decider = self
         return costs
 
     def chosen(self, candidates: Candidates, winner: int) -> None:
         """Pass it on to a policy that remembers."""
-        remember = getattr(self.policy, "chosen", None)
-        if remember is None or self.fell_back:
+        self._tell("chosen", candidates, winner)
+
+    def ended(self, worker: WorkerId, chain: Sequence[PrefixHash]) -> None:
+        """The same, when the request is over."""
+        self._tell("ended", worker, chain)
+
+    def forget(self, worker: WorkerId) -> None:
+        """The same, when what a worker holds is gone."""
+        self._tell("forget", worker)
+
+    def _tell(self, method: str, *what: object) -> None:
+        listen = getattr(self.policy, method, None)
+        if listen is None:
             return
         try:
-            remember(candidates, winner)
+            listen(*what)
         except Exception as error:
             self.failures["raised"] += 1
             self.last_failure = f"{type(error).__name__}: {error}"
 
     def _fall_back(self, candidates: Candidates) -> Sequence[float]:
-        self.fell_back = True
+        self.decider = self._fallback
         return self._fallback.costs(candidates)
 
 

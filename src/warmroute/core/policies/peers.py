@@ -56,6 +56,18 @@ class Approximate:
         smallest = min(sizes)
         return [0.0 if size == smallest else inf for size in sizes]
 
+    def forget(self, worker: WorkerId) -> None:
+        """Nothing was sent there."""
+        for prefix in self._trees.pop(worker, ()):
+            self._drop(prefix, worker)
+        self._tokens.pop(worker, None)
+
+    def _drop(self, prefix: PrefixHash, worker: WorkerId) -> None:
+        holders = self._holders[prefix]
+        holders.discard(worker)
+        if not holders:
+            del self._holders[prefix]
+
     def _deepest(self, candidates: Candidates) -> tuple[set[WorkerId], int]:
         """Candidates that were sent the longest beginning of this prompt, and its blocks."""
         there = {worker.id for worker in candidates.workers}
@@ -82,9 +94,7 @@ class Approximate:
         while self._tokens[worker] > self.tree_tokens_max:
             oldest, tokens = tree.popitem(last=False)
             self._tokens[worker] -= tokens
-            self._holders[oldest].discard(worker)
-            if not self._holders[oldest]:
-                del self._holders[oldest]
+            self._drop(oldest, worker)
 
 
 class Aibrix:
@@ -161,11 +171,13 @@ class Dynamo:
 
     def ended(self, worker: WorkerId, chain: Sequence[PrefixHash]) -> None:
         """Its blocks are not in use by this request any more."""
-        active = self._active[worker]
+        active = self._active.get(worker, Counter[PrefixHash]())
         for prefix in chain:
             active[prefix] -= 1
             if not active[prefix]:
                 del active[prefix]
+        if not active:
+            self._active.pop(worker, None)
 
 
 def _shared(chain: Sequence[PrefixHash], active: Counter[PrefixHash]) -> int:
