@@ -1,6 +1,6 @@
 """What an EndpointSlice of a headless Service says of engines: those who may not read pods still see who is there.
 
-Invariant: an endpoint is listed while it serves and is not terminating; held while it is not ready.
+Invariant: an endpoint is listed unless it is terminating; held while it is not ready.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ SERVICE_LABEL: Final = "kubernetes.io/service-name"
 
 class _Conditions(msgspec.Struct):
     ready: bool | None = None
-    serving: bool | None = None
     terminating: bool | None = None
 
 

@@ -1,7 +1,7 @@
 """Engines that are found: each source's collections become one list for the reconciler.
 
-Invariant: a source lists what all of its collections say, and only once each of them has been listed: what is not known
-yet is not taken for gone.
+Invariant: a source lists what all of its collections say, each engine once, and only when each of them has been listed:
+what is not known yet is not taken for gone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from warmroute.core.roster import Listed
 from warmroute.service.reconciler import Reconciler
 from warmroute.service.reflector import Reflector
 
@@ -48,7 +49,16 @@ class Discovery:
             return
         seen = {uid: sighting for reflector in self.reflectors for uid, sighting in reflector.sightings.items()}
         in_order = sorted(seen.values(), key=lambda sighting: sighting.name)
-        self._reconciler.replace(self.source, [listed for sighting in in_order for listed in sighting.engines])
+        engines: dict[tuple[str, str], Listed] = {}
+        for listed in (listed for sighting in in_order for listed in sighting.engines):
+            engines.setdefault(_which(listed), listed)
+        self._reconciler.replace(self.source, engines.values())
+
+
+def _which(listed: Listed) -> tuple[str, str]:
+    """Equal for two addresses of one engine: a pod on two networks has one of each, and a slice for each."""
+    address, _, port = listed.engine.url.rpartition(":")
+    return listed.identity or address, port
 
 
 def counted(discoveries: Sequence[Discovery]) -> Counter[tuple[str, ...]]:

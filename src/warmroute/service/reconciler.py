@@ -63,12 +63,10 @@ class Reconciler:
     def hold(self, endpoint: Endpoint, reason: str) -> None:
         """Send an engine no more requests, whatever its source says, until it is released or leaves."""
         self._perform(self.roster.hold(endpoint, reason))
-        self.tick()  # what drains with nothing to do is forgotten at once
 
     def release(self, endpoint: Endpoint) -> None:
         """Undo `hold`."""
         self._perform(self.roster.release(endpoint))
-        self.tick()  # what drains with nothing to do is forgotten at once
 
     def in_flight(self, endpoint: Endpoint) -> int:
         """Requests that an engine has now."""
