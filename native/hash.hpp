@@ -50,6 +50,7 @@ constexpr std::uint64_t position_secret(std::size_t j) noexcept {
 }
 
 inline constexpr std::size_t tokens_per_pair = 4;
+inline constexpr std::size_t tokens_usual = 16;  // in a block of vLLM
 inline constexpr std::size_t tabled_words = 512;  // blocks of up to 1024 tokens: engines use 16 to some hundreds
 
 inline constexpr auto position_secrets = [] {
@@ -78,8 +79,10 @@ std::uint64_t digest_words(const unsigned char* bytes, std::size_t start, std::s
 // Content digest of one block of `count` tokens; `tokens` need not be aligned.
 inline std::uint64_t block_digest(const void* tokens, std::size_t count) noexcept {
     const auto* bytes = static_cast<const unsigned char*>(tokens);
+    const auto tabled = [](std::size_t j) { return position_secrets[j]; };
+    if (count == tokens_usual) return mix(tokens_usual) + digest_words(bytes, 0, tokens_usual, tabled);  // without a loop
     const std::size_t near = std::min(count, tabled_words * 2);
-    std::uint64_t sum = mix(count) + digest_words(bytes, 0, near, [](std::size_t j) { return position_secrets[j]; });
+    std::uint64_t sum = mix(count) + digest_words(bytes, 0, near, tabled);
     if (count > near) sum += digest_words(bytes + near * sizeof(Token), tabled_words, count - near, position_secret);
     return sum;
 }

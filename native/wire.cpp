@@ -300,14 +300,16 @@ class Decoder {
 
     void hashes() {
         const std::size_t count = reader_.array();
-        published_.hashes.numbers.reserve(std::min(count, reader_.left() / hash_bytes_typical));
-        for (std::size_t i = 0; i < count; ++i) append_hash(reader_, published_.hashes);
+        std::vector<std::uint64_t>& numbers = published_.hashes.numbers;
+        numbers.resize(std::min(count, reader_.left() / hash_bytes_typical));
+        numbers.resize(reader_.long_integers(numbers.data(), numbers.size()));
+        for (std::size_t i = numbers.size(); i < count; ++i) append_hash(reader_, published_.hashes);
     }
 
     void tokens() {
         Published& it = published_;
         it.token_count = reader_.array();
-        if (it.tokens.size() < it.token_count) it.tokens.resize(it.token_count);
+        if (it.tokens.size() < it.token_count + tokens_wide_room) it.tokens.resize(it.token_count + tokens_wide_room);
         // The block size comes later, but can only be this.
         const std::size_t blocks = it.hashes.size();
         const std::size_t size = blocks == 0 ? 0 : it.token_count / blocks;

@@ -15,6 +15,7 @@
 #include "hash.hpp"
 #include "wire.hpp"
 #include "wire_tokens.hpp"
+#include "wire_tokens_wide.hpp"
 
 namespace warmroute::wire {
 
@@ -127,10 +128,30 @@ class Reader {
         return value.bits;
     }
 
-    // `count` token ids. `read(end)` is called now and then when there are more.
+    // At most `count` integers of the longest form, which hashes mostly have; how many there were.
+    std::size_t long_integers(std::uint64_t* out, std::size_t count) noexcept {
+        constexpr std::size_t bytes = 1 + sizeof *out;
+        std::size_t done = 0;
+        for (count = std::min(count, left() / bytes); done < count && *at_ == 0xCF; ++done, at_ += bytes) {
+            std::uint64_t value;
+            std::memcpy(&value, at_ + 1, sizeof value);
+            out[done] = __builtin_bswap64(value);
+        }
+        return done;
+    }
+
+    // `count` token ids, to where there is room for `tokens_wide_room` more. `read(end)` is called now and then when there are
+    // more.
     template <class Read>
     void tokens(Token* out, std::size_t count, Read read) {
         Token* const out_end = out + count;
+        while (reads_tokens_wide && out != out_end) {
+            const TokensRead done = read_tokens_wide(at_, end_, out, std::min(left_of(out, out_end), tokens_wide_max));
+            if (done.count == 0) break;
+            at_ = done.at;
+            out += done.count;
+            read(out);
+        }
         TokenRun run;
         while (left_of(out, out_end) >= TokenRun::bytes_min && left() >= TokenRun::bytes_min + token_window_bytes) {
             const std::uint8_t* const end = run.read(at_, left() - token_window_bytes, out, left_of(out, out_end));
@@ -179,6 +200,7 @@ class Reader {
   private:
     static std::size_t left_of(const Token* out, const Token* end) noexcept { return static_cast<std::size_t>(end - out); }
 
+    static constexpr std::size_t tokens_wide_max = 2048;  // so that they are still near when `read` reads them
     static constexpr int depth_max = 32;  // far below what any reader of them allows, far above what engines send
 
     static bool is_array(std::uint8_t first) noexcept { return first >> 4 == 0x9 || first == 0xDC || first == 0xDD; }

@@ -1,6 +1,7 @@
 // Any bytes to the wire decoder: it never reads out of bounds, keeps its memory in proportion, and what it says holds
 // together. native/fuzz/run.py builds and runs it; `fuzz_wire_seeds.py` writes what to begin with.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -9,6 +10,8 @@
 #include <vector>
 
 #include "wire.hpp"
+#include "wire_tokens.hpp"
+#include "wire_tokens_wide.hpp"
 
 namespace {
 
@@ -39,6 +42,39 @@ struct Check {
     void operator()(const warmroute::Cleared&) const {}
 };
 
+// Whatever the processor, both ways to read many token ids find what reading one after the other finds, from anywhere.
+void read_tokens_alike(const std::vector<std::uint8_t>& bytes, std::size_t from) {
+    using namespace warmroute;
+    const std::uint8_t* const at = bytes.data() + from;
+    const std::uint8_t* const end = bytes.data() + bytes.size();
+    std::vector<Token> expected;
+    std::vector<const std::uint8_t*> ends = {at};
+    for (const std::uint8_t* next = at; next != end;) {
+        const std::size_t more = *next < 0x80 ? 0 : *next == 0xCC ? 1 : *next == 0xCD ? 2 : *next == 0xCE ? 4 : bytes.size();
+        if (more >= static_cast<std::size_t>(end - next)) break;
+        Token token = more == 0 ? *next : 0;
+        for (std::size_t i = 1; i <= more; ++i) token = token << 8 | next[i];
+        expected.push_back(token);
+        ends.push_back(next += more + 1);
+    }
+    std::vector<Token> out(bytes.size() + wire::tokens_wide_room);
+    const auto require_alike = [&](std::size_t count, const std::uint8_t* stopped) {
+        require(count <= expected.size() && std::equal(out.data(), out.data() + count, expected.data()));
+        require(stopped == ends[count]);
+    };
+    for (const std::size_t count : {bytes.size(), expected.size(), expected.size() / 2}) {
+        if (!wire::reads_tokens_wide) break;
+        const wire::TokensRead read = wire::read_tokens_wide(at, end, out.data(), count);
+        require_alike(read.count, read.at);
+        require(read.count == std::min(count, expected.size()) || end - read.at <= 8 || end - ends.back() <= 4);
+    }
+    if (static_cast<std::size_t>(end - at) < wire::TokenRun::bytes_min + wire::token_window_bytes) return;
+    wire::TokenRun run;
+    Token* last = out.data();
+    const auto* const stopped = run.read(at, static_cast<std::size_t>(end - at) - wire::token_window_bytes, last, bytes.size());
+    require_alike(static_cast<std::size_t>(last - out.data()), stopped);
+}
+
 }  // namespace
 
 void* operator new(std::size_t size) {
@@ -55,6 +91,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const auto batch = warmroute::decode_payload(exact);
     // The most that one byte can ask for: eight times a token, a key (a byte each), growing by doubling.
     require(allocated_max <= 64 * size + 4096);
+    if (size != 0) read_tokens_alike(exact, exact[size / 2] * size / 256);
     if (!batch) return 0;
     std::size_t clears = 0;
     for (const warmroute::Event& event : batch->events) {
