@@ -1,6 +1,7 @@
 """Very many streams: what a silent one costs in memory and CPU, and whether slow readers harm anybody else.
 
     python benchmarks/http/streams.py [--streams 10000] [--slow 1000] [--normal 50] [--idle-s 10] [--out FILE.json]
+    python benchmarks/http/streams.py --waves 15 --streams 2000    what stays when all leave, time after time
 
 Gateway, engine (`warmroute.testing.streams`) and clients are a process each, so that each has the file descriptors
 that the system allows one process; the gateway needs two per stream and gets as many processes as that takes. Memory
@@ -129,6 +130,20 @@ async def idle_streams(port: int, pid: int, number: int, seconds: float) -> dict
     }
 
 
+async def waves(port: int, pid: int, number: int, count: int) -> dict[str, Any]:
+    """So many streams that leave at once, time after time: the memory held during each wave and left after it."""
+    held, left = [], [await settled_mib(pid)]
+    for _ in range(count):
+        sockets = await open_streams(port, number)
+        held.append(resident_mib(pid))
+        for sock in sockets:
+            sock.close()
+        await asyncio.sleep(1.0)
+        left.append(await settled_mib(pid))
+        print(f"{number} streams: {held[-1]:.1f} MiB, when they have left {left[-1]:.1f}", flush=True)
+    return {"streams": number, "mib": [round(mib, 1) for mib in held], "mib_after": [round(mib, 1) for mib in left]}
+
+
 async def slow_readers(port: int, pid: int, number: int, normal: int) -> dict[str, Any]:
     await ask_often(port, normal, 1.0)
     alone = milliseconds(await ask_often(port, normal, 5.0))
@@ -171,6 +186,8 @@ async def engine() -> None:
 
 async def measure(port: int, pid: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     await until_ready(port)
+    if options.waves:
+        return [await waves(port, pid, options.streams, options.waves)]
     results = [await idle_streams(port, pid, options.streams, options.idle_s)]
     print(json.dumps(results[-1], indent=1), flush=True)
     results.append(await slow_readers(port, pid, options.slow, options.normal))
@@ -201,6 +218,7 @@ def main() -> None:
     options.add_argument("--slow", type=int, default=1_000)
     options.add_argument("--normal", type=int, default=50)
     options.add_argument("--idle-s", type=float, default=10.0)
+    options.add_argument("--waves", type=int, default=0)
     options.add_argument("--out", type=Path)
     options.add_argument("--engine", action="store_true", help="be the engine; the benchmark starts it so")
     chosen = options.parse_args()

@@ -204,6 +204,9 @@ TAILS = [
     (b'data: {"usage":{"prompt_tokens_details": {"cached_tokens" : 0}}}\n\ndata: [DONE]\n\n', 0, "exact"),
     (b'"cached_tokens":5 ... "cached_tokens":7', 7, "low"),
     (b'{"text":"\\"cached_tokens\\": 9", "usage": null}', None, None),
+    (b'"usage":{"input_tokens":12,"cache_creation_input_tokens":160,"cache_read_input_tokens":0}}', 0, "exact"),
+    (b'{"usage":{"input_tokens":8,"cache_read_input_tokens":32}}\n\ndata: {"type":"message_stop"}', 32, "low"),
+    (b'"input_tokens_details":{"cached_tokens":32,"cached_tokens_per_turn":[]},"output_tokens":4', 32, "low"),
     (b"", None, None),
 ]
 

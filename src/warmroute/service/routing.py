@@ -71,7 +71,8 @@ class Logged(TypedDict, total=False):
     key: str | None
 
 
-_CACHED_TOKENS = re.compile(rb'"cached_tokens"\s*:\s*(\d+)')
+_CACHED_TOKENS = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d+)')
+"""As `/v1/chat/completions`, `/v1/completions` and `/v1/responses` report it; and as `/v1/messages` does."""
 
 
 class Routing:

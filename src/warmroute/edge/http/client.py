@@ -122,6 +122,7 @@ class ClientConnection(asyncio.Protocol):
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.client_gone()
+        del self._parser  # it points back at us: nothing that has ended is to wait for the collector of cycles
         self._server.closed(self)
 
     def eof_received(self) -> bool:

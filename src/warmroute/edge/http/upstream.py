@@ -82,6 +82,7 @@ class EngineConnection(asyncio.Protocol):
         """Tell the exchange, or leave the pool."""
         user = self.user
         self._detach()
+        self.receive = _ignore  # no method of ours: what has ended is not to wait for the collector of cycles
         if user is not None:
             user.engine_closed(clean=exc is None)
         else:
@@ -124,6 +125,10 @@ class EngineConnection(asyncio.Protocol):
 
     def _unasked(self, _data: bytes) -> None:
         self.transport.abort()  # bytes nobody asked for: the next answer could not be told from them
+
+
+def _ignore(_data: bytes) -> None:
+    pass
 
 
 class EnginePool:
