@@ -42,7 +42,7 @@ bool Index::sweep(std::size_t blocks) {
     names_.sweep();
     if (!forgotten_.empty()) return true;
     shrink();
-    return !nodes_.sweep(budget);
+    return !nodes_.sweep(budget) || !names_.shrink(budget);
 }
 
 bool Index::sweep_worker(Worker& worker, std::size_t& budget) {

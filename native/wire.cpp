@@ -359,14 +359,19 @@ class Decoder {
 
     Medium medium_of(std::uint64_t& unknown_media) const {
         if (!published_.medium || published_.medium->empty()) return Medium::gpu;
-        std::string name(*published_.medium);
-        for (char& letter : name) {
-            if (static_cast<unsigned char>(letter) >= 0x80) throw Declined{};
-            if (letter >= 'a' && letter <= 'z') letter = static_cast<char>(letter - 'a' + 'A');
+        const auto known = [](std::string_view name) {
+            return std::ranges::find(media, name, [](const auto& each) { return each.first; });
+        };
+        auto found = known(*published_.medium);
+        if (found == media.end()) {
+            std::string name(*published_.medium);
+            for (char& letter : name) {
+                if (static_cast<unsigned char>(letter) >= 0x80) throw Declined{};
+                if (letter >= 'a' && letter <= 'z') letter = static_cast<char>(letter - 'a' + 'A');
+            }
+            found = known(name);
         }
-        for (const auto& [known, medium] : media) {
-            if (known == name) return medium;
-        }
+        if (found != media.end()) return found->second;
         ++unknown_media;
         return Medium::storage;
     }
