@@ -6,6 +6,7 @@ A cell is a workload on so many engines. For each it is told how far Warmroute's
 in that cell, mean and 99th percentile of the time to first token: a ratio of 0.90 is 10 % better, and the best other
 policy may be another in each cell. Results go to benchmarks/results/routing.json as they come; what is there already
 for the same cell is not run again unless `--fresh` is given. `--ablation` runs ours with one term left out at a time.
+`--publish` writes what it prints into docs/routing-results.md too.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from warmroute.config.ranges import POLICIES
 from warmroute.config.tree import RoutingConfig
 
 RESULTS = Path(__file__).parent.parent / "results" / "routing.json"
+PUBLISHED = Path(__file__).parent.parent.parent / "docs" / "routing-results.md"
 PROFILE, SLOWER = "qwen3-32b@h100x2", "qwen3-32b@a100x2"
 BLOCK_SIZE, UTILISATION, REQUESTS_PER_ENGINE, REQUESTS_MIN = 128, 0.7, 300, 4000
 OURS = "warmroute"
 ABLATIONS = {
     "without others": {"others_weight": 0.0},
     "without generations": {"decode_weight": 0.0},
+    "without evictions": {"eviction_weight": 0.0},
     "without memory": {"memory_weight": 0.0},
     "without replication": {"replication_weight": 0.0},
 }
@@ -71,11 +74,14 @@ def table(found: dict[str, dict[str, float]], which: list[tuple[str, int]]) -> s
     head = f"{'workload':15} {'engines':>7} {'mean s':>8} {'p99 s':>8} {'hits':>6} {'spread':>6} {'mean':>6} {'p99':>6}"
     lines = [f"{head}  best other by mean, by p99"]
     better = worse = 0
+    absent: list[str] = []
     others = [policy for policy in POLICIES if policy != OURS]
     for workload, engines in which:
         ours = found[key(workload, engines, OURS)]
+        ran = {policy: found[cell] for policy in others if (cell := key(workload, engines, policy)) in found}
+        absent += [key(workload, engines, policy) for policy in others if policy not in ran]
         best = {
-            figure: min(others, key=lambda policy, figure=figure: found[key(workload, engines, policy)][figure])
+            figure: min(ran, key=lambda policy, figure=figure, ran=ran: ran[policy][figure])
             for figure in ("ttft_mean_s", "ttft_p99_s")
         }
         mean, p99 = (ours[figure] / found[key(workload, engines, policy)][figure] for figure, policy in best.items())
@@ -87,17 +93,29 @@ def table(found: dict[str, dict[str, float]], which: list[tuple[str, int]]) -> s
         )
     lines.append(f"{len(which)} cells: mean at least 10 % better in {better}, mean or p99 over 2 % worse in {worse}")
     for policy in others:
-        ratios = [found[key(w, n, OURS)]["ttft_mean_s"] / found[key(w, n, policy)]["ttft_mean_s"] for w, n in which]
+        both = [(w, n) for w, n in which if key(w, n, policy) in found]
+        ratios = [found[key(w, n, OURS)]["ttft_mean_s"] / found[key(w, n, policy)]["ttft_mean_s"] for w, n in both]
         lines.append(f"against {policy:16} alone: mean TTFT {min(ratios):.2f} to {max(ratios):.2f} of its")
+    if absent:
+        lines.append(f"not run: {', '.join(absent)}")
     return "\n".join(lines)
 
 
 def ablation(found: dict[str, dict[str, float]], which: list[tuple[str, int]]) -> str:
-    lines = [f"{'':21}" + "".join(f"{w[:12]:>13}" for w, _ in which)]
-    for name in ABLATIONS:
-        ratios = [found[key(w, n, name)]["ttft_mean_s"] / found[key(w, n, OURS)]["ttft_mean_s"] for w, n in which]
-        lines.append(f"{name:21}" + "".join(f"{ratio:>13.2f}" for ratio in ratios))
+    lines = [f"{'workload':15} {'engines':>7}" + "".join(f"{name.removeprefix('without '):>13}" for name in ABLATIONS)]
+    for w, n in which:
+        ours = found[key(w, n, OURS)]["ttft_mean_s"]
+        ratios = (found[key(w, n, name)]["ttft_mean_s"] / ours for name in ABLATIONS)
+        lines.append(f"{w:15} {n:>7}" + "".join(f"{ratio:>13.2f}" for ratio in ratios))
     return "mean TTFT without a term, relative to all terms:\n" + "\n".join(lines)
+
+
+def publish(title: str, text: str) -> None:
+    """Put it into the page as the section of this title, in the place of what stood there."""
+    head, *sections = PUBLISHED.read_text().split("\n## ")
+    kept = [section for section in sections if not section.startswith(f"{title}\n")]
+    kept.append(f"{title}\n\n```\n{text}\n```\n")
+    PUBLISHED.write_text("\n## ".join([head, *(f"{section.rstrip()}\n" for section in sorted(kept))]))
 
 
 def main() -> None:
@@ -108,6 +126,8 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="run everything again")
     parser.add_argument("--ours", action="store_true", help="run ours again, the others only where they are missing")
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--as-is", action="store_true", help="run nothing: only what has been run already")
+    parser.add_argument("--publish", action="store_true", help="write the table into docs/routing-results.md")
     arguments = parser.parse_args()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() and not arguments.fresh else {}
     policies = [OURS, *ABLATIONS] if arguments.ablation else POLICIES
@@ -115,13 +135,17 @@ def main() -> None:
     jobs = [(workload, engines, policy, arguments.trace) for workload, engines in which for policy in policies]
     again = {OURS, *ABLATIONS} if arguments.ours else set()
     jobs = [job for job in jobs if key(*job[:3]) not in found or job[2] in again]
+    jobs = [] if arguments.as_is else jobs
     RESULTS.parent.mkdir(exist_ok=True)
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for n, (job, figures) in enumerate(zip(jobs, pool.map(run, jobs), strict=True), 1):
             found[key(*job[:3])] = figures
             RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
             print(f"{n}/{len(jobs)} {job[0]} on {job[1]}, {job[2]}: {figures['ttft_mean_s']:.3f} s", flush=True)
-    print(ablation(found, which) if arguments.ablation else table(found, which))
+    text = ablation(found, which) if arguments.ablation else table(found, which)
+    print(text)
+    if arguments.publish:
+        publish("What each term is worth" if arguments.ablation else "Cells", text)
 
 
 if __name__ == "__main__":
