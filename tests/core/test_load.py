@@ -68,6 +68,21 @@ def test_an_answer_that_shows_no_first_byte_is_decoding_when_its_prefill_should_
     assert seen(table, now=1.0) == (0, 0, 0)
 
 
+def test_an_answer_that_comes_at_once_teaches_nothing_of_prefill() -> None:
+    """Its first byte comes after everything was generated, whether or not anybody looked at the load meanwhile."""
+    for looked_at in (True, False):
+        table = LoadTable()
+        table.slot(W1)
+        before = table.rates.fixed_s[0], table.rates.per_token_s[0]
+        for turn in range(8):
+            lease = table.book(W1, 200, 100, 10.0 * turn, prefill_observable=False)
+            if looked_at:
+                table.pass_time(10.0 * turn + 5.0)
+            table.prefilled(lease, 10.0 * turn + 9.0)
+            table.release(lease)
+        assert (table.rates.fixed_s[0], table.rates.per_token_s[0]) == before
+
+
 def test_the_place_of_a_worker_that_left_is_given_to_another() -> None:
     table = LoadTable()
     first, second = book(table, W1), book(table, W2)

@@ -217,7 +217,8 @@ class LoadTable:
             return
         slot = lease.slot
         self._begin_decoding(lease)
-        self._observe(lease, now)
+        if lease.observable:
+            self._observe(lease, now)
         self._done_s[slot] = max(self._done_s[slot], lease.mark)
         self.free_at[slot] = now + (self._booked_s[slot] - self._done_s[slot] if self.prefilling[slot] else 0.0)
         if lease.observable:
