@@ -25,7 +25,8 @@ def completion(**fields: Any) -> openai.RoutingRequest:
 
 def test_defaults_of_a_chat_request() -> None:
     body = b'{"model": "m", "messages": []}'
-    assert openai.parse(CHAT, body) == openai.RoutingRequest(path=CHAT, model="m", body=body, chat=True)
+    parsed = openai.parse(CHAT, body)
+    assert parsed == openai.RoutingRequest(path=CHAT, model="m", body=body, chat=True, fields=parsed.fields)
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,17 @@ _VOLATILE_PREFIX = "x-anthropic-billing-header"
 
 def variables(fields: Fields, content_format: ContentFormat) -> Variables:
     """The template's variables for a chat request; `messages` is the conversation. Raises TokenizeError."""
+    seen = settings(fields)
+    seen["messages"] = [seen_message(each, content_format) for each in _array(fields.messages, "messages")]
+    return seen
+
+
+def settings(fields: Fields) -> Variables:
+    """All of them but `messages`. Raises TokenizeError."""
     if given(fields.chat_template) or given(fields.documents):
         raise _unsupported("chat_template or documents in the request")
-    arguments = _arguments(fields)
     return {
-        **arguments,
-        "messages": [_message(message, content_format) for message in _array(fields.messages, "messages")],
+        **_arguments(fields),
         "tools": None if given(fields.tools) is None else [_tool(tool) for tool in _array(fields.tools, "tools")],
         "documents": None,
         "add_generation_prompt": flag(fields.add_generation_prompt, default=True),
@@ -61,7 +66,13 @@ def _arguments(fields: Fields) -> Variables:
     return arguments
 
 
-def _message(message: Any, content_format: ContentFormat) -> Variables:
+def decoded_message(raw: bytes, content_format: ContentFormat) -> Variables:
+    """`seen_message`, of a message as the client wrote it."""
+    return seen_message(_decode(raw), content_format)
+
+
+def seen_message(message: Any, content_format: ContentFormat) -> Variables:
+    """One message as the template sees it: whatever the others are. Raises TokenizeError."""
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         raise _unsupported("a message without a role that is known")
     role, content = message["role"], message.get("content")
