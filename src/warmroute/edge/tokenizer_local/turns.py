@@ -128,6 +128,8 @@ class Turns:
         self._numbers = count(1)
         self._asked = self._made = 0
         self._failures: Counter[str] = Counter()
+        self._proven: set[str] = set()
+        """Templates of which an outline was made."""
 
     def ids(self, fields: Fields) -> bytes | None:
         """A chat's ids as 32-bit integers of this machine; None if it must be rendered whole. Raises TokenizeError."""
@@ -190,14 +192,14 @@ class Turns:
             pieces = []
         except Exception:  # the chat is refused, as rendering it whole will say; or it peeked in another way
             self._failures[name] += 1
-            if self._failures[name] >= FAILURES_MAX:
+            if self._failures[name] >= FAILURES_MAX and name not in self._proven:
                 self._cuts.pop(name)
             return None
         made = self._assembled(pieces, len(raws), about)
         if made is None or len(made.slots) < len(given_out):
             self._cuts.pop(name)
             return None
-        self._failures[name] = 0
+        self._proven.add(name)
         self._made += 1
         self._outlines.keep(key, made)
         return made
@@ -207,12 +209,12 @@ class Turns:
         slots = [(each.place, b"\0%b%b" % (about, repr(each.seen).encode())) for each in pieces if type(each) is _Slot]
         seen = {each.place: each.seen for each in pieces if type(each) is _Slot}
         where = [n for n, each in enumerate(pieces) if type(each) is _Slot]
-        if sorted({0, *(place for place, _ in slots)}) != list(range(messages)) or not 0 < len(slots) <= messages:
+        if sorted({0, *(place for place, _ in slots)}) != list(range(messages)) or len(slots) > messages:
             return None
-        if any(pieces[n] for n in range(where[0], where[-1])):
+        begin, end = (where[0], where[-1] + 1) if where else (len(pieces), len(pieces))
+        if any(pieces[begin:end]):
             return None
-        before = self._literal("".join(pieces[: where[0]]))
-        after = self._literal("".join(pieces[where[-1] + 1 :]))
+        before, after = self._literal("".join(pieces[:begin])), self._literal("".join(pieces[end:]))
         return None if before is None or after is None else _Outline(before, slots, seen, after)
 
     def _literal(self, text: str) -> list[Part] | None:
