@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from warmroute.core import openai
 from warmroute.edge.tokenizer_local import LocalTokenizer, turns
+from warmroute.edge.tokenizer_local.encoder import INLINE_CHARS_MAX
 from warmroute.edge.tokenizer_local.templates import Templates
 from warmroute.edge.tokenizer_local.turns import cut
 from warmroute.errors import TokenizeError
@@ -155,6 +156,16 @@ async def test_a_template_that_looks_at_messages_outside_its_loop_is_found_out(t
     for end in (4, 3, 4) * 34:
         await held.agrees(TALK[:end])
     assert not held.cuts
+
+
+async def test_a_long_beginning_does_not_end_it(tmp_path: Path) -> None:
+    held = Held(build(tmp_path, CUT["system first"]))
+    for name in ("a", "a", "b"):
+        long = {"role": "system", "content": " ".join(f"{name}{n}" for n in range(INLINE_CHARS_MAX))}
+        await held.agrees([long, *TALK[1:]])
+        await held.agrees([TALK[0], long, *TALK[1:]])
+    assert held.cuts
+    assert len(held.tokenizer._turns._outlines) >= 2
 
 
 async def test_a_refused_chat_does_not_end_it(tmp_path: Path) -> None:

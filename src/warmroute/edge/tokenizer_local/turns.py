@@ -195,31 +195,27 @@ class Turns:
             if self._failures[name] >= FAILURES_MAX and name not in self._proven:
                 self._cuts.pop(name)
             return None
-        made = self._assembled(pieces, len(raws), about)
-        if made is None or len(made.slots) < len(given_out):
+        slots = [each for each in pieces if type(each) is _Slot]
+        where = [n for n, each in enumerate(pieces) if type(each) is _Slot]
+        begin, end = (where[0], where[-1] + 1) if where else (len(pieces), len(pieces))
+        each_once = sorted({0, *(each.place for each in slots)}) == list(range(len(raws))) and len(slots) <= len(raws)
+        if not each_once or len(slots) < len(given_out) or any(pieces[begin:end]):
             self._cuts.pop(name)
+            return None
+        before, after = self._literal("".join(pieces[:begin])), self._literal("".join(pieces[end:]))
+        if before is None or after is None:
             return None
         self._proven.add(name)
         self._made += 1
+        keys = [(each.place, b"\0%b%b" % (about, repr(each.seen).encode())) for each in slots]
+        made = _Outline(before, keys, {each.place: each.seen for each in slots}, after)
         self._outlines.keep(key, made)
         return made
 
-    def _assembled(self, pieces: list[str], messages: int, about: bytes) -> _Outline | None:
-        """An outline's pieces, if the messages stand together there: each once, but for the first, which may lack."""
-        slots = [(each.place, b"\0%b%b" % (about, repr(each.seen).encode())) for each in pieces if type(each) is _Slot]
-        seen = {each.place: each.seen for each in pieces if type(each) is _Slot}
-        where = [n for n, each in enumerate(pieces) if type(each) is _Slot]
-        if sorted({0, *(place for place, _ in slots)}) != list(range(messages)) or len(slots) > messages:
-            return None
-        begin, end = (where[0], where[-1] + 1) if where else (len(pieces), len(pieces))
-        if any(pieces[begin:end]):
-            return None
-        before, after = self._literal("".join(pieces[:begin])), self._literal("".join(pieces[end:]))
-        return None if before is None or after is None else _Outline(before, slots, seen, after)
-
     def _literal(self, text: str) -> list[Part] | None:
-        part = self._encoder.part(text) if text else None
-        return [part] if part is not None else None if text else []
+        """A part for text that is no message's; None if it is for a thread."""
+        part = self._encoder.part(text)
+        return None if part is None else [part]
 
     def _render(
         self, name: str, fields: Fields, raws: list[bytes], keys: list[bytes], outline: _Outline
