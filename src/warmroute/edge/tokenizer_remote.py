@@ -101,6 +101,8 @@ def tokenize_body(request: RoutingRequest) -> bytes:
     """The body to send to `/tokenize` for a request. Raises TokenizeError if the request cannot be put so."""
     fields = read_fields(request.body)
     sent: dict[str, object] = {"model": request.model}
+    if request.raw_calls and b'"tool_calls"' in request.body:
+        raise TokenizeError("calls", "/tokenize orders a call's keys by its schema, where the engine itself does not")
     if request.chat:
         for name in _VERBATIM:
             value = getattr(fields, name)

@@ -14,6 +14,7 @@ import msgspec
 
 from warmroute.core.router import Decision, PickRequest
 from warmroute.errors import ClientError, NoWorkerError
+from warmroute.service.agreements import Made
 from warmroute.service.ports import Headers, Outcome
 from warmroute.types import Endpoint
 
@@ -114,6 +115,8 @@ class Job(msgspec.Struct, frozen=True):
     no_tokens_reason: str | None = None
     plain: bool = True
     """Whether the engine's report is of this one prompt and answer: not so of several."""
+    made: Made | None = None
+    """What its prompt was made from, if it was not the client's own."""
     full_report: bool = False
     """Whether the engine was asked to announce again what it reuses."""
     adapter: tuple[str | None, str | None] = (None, None)
