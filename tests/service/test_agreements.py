@@ -11,7 +11,7 @@ from routing_stage import CHAT, Stage, named, worker
 
 from warmroute.core.forms import MESSAGES, RESPONSES
 from warmroute.core.openai import RoutingRequest
-from warmroute.core.usage import prompt_tokens
+from warmroute.core.usage import prompt_tokens, total_tokens
 from warmroute.service.agreements import AGREEING_AGAIN, KINDS_MAX, PAUSE_S, Agreements, Made
 from warmroute.service.ports import Outcome
 from warmroute.service.tokens import Tokenized
@@ -115,6 +115,12 @@ def test_kinds_are_bounded() -> None:
 )
 def test_an_engine_says_how_long_the_prompt_was(tail: bytes, expected: int | None) -> None:
     assert prompt_tokens(tail) == expected
+
+
+def test_keys_are_charged_what_was_counted() -> None:
+    assert total_tokens(b'"usage":{"input_tokens":4,"output_tokens":3,"cache_read_input_tokens":32}') == 39
+    assert total_tokens(b'"input_tokens":4') is None
+    assert total_tokens(b'"output_tokens":4') is None
 
 
 # In the routing service.

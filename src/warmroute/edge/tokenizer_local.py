@@ -104,6 +104,7 @@ class _Encoder:
         self._bounds = {content: array("I", [token]).tobytes() for content, token in ids.items()}
         self._words = Words.of(described, self._word_ids)
         self._kept = Kept(CACHE_CHARS_MAX)
+        self._surrounds = self._encode_all(["a"], special=True) != self._encode_all(["a"], special=False)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
     def begin(self, text: str, special: bool) -> TokenIds | Rest:
@@ -111,6 +112,7 @@ class _Encoder:
 
         `special`: with those that the tokenizer puts around every text.
         """
+        special = special and self._surrounds
         if special or self._special is None:
             if len(text) <= INLINE_CHARS_MAX:
                 return array("I", self._encode_all([text], special)[0])
