@@ -24,7 +24,7 @@ from warmroute.core.router import Decision, PickRequest, Router
 from warmroute.core.usage import prompt_tokens
 from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service.access_log import AccessLog, key_name, trace_id
-from warmroute.service.agreements import Agreements
+from warmroute.service.agreements import Agreements, Made
 from warmroute.service.avoidance import Avoided
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Dispatch, Headers, LocalReply, Outcome, Reply, RequestHead
@@ -191,8 +191,7 @@ class Routing:
     def _note(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """What the end of an attempt says of its worker and its engine."""
         trail, worker = attempt.trail, attempt.trail.decision.worker
-        made = attempt.job.made
-        alike = made is None or not _computed(trail.status) or self.agreements.compare(made, prompt_tokens(tail))
+        alike = attempt.job.made is None or self._alike(attempt.job.made, trail, prompt_tokens(tail))
         reported = _CACHED_TOKENS.findall(tail)
         self.trusts.ended(worker.id, trail.number, served=_computed(trail.status), reported=bool(reported))
         if reported:
@@ -209,6 +208,12 @@ class Routing:
             self._membership.report_unreachable(worker.endpoint)
         elif outcome is Outcome.ENGINE_LOST:  # one answer broke; whether the engine did, it is asked at once
             self._membership.refresh(worker.endpoint)
+
+    def _alike(self, made: Made, trail: Trail, counted: int | None) -> bool:
+        """Whether the engine, if it computed a prompt and has told of it, had the one that was made here."""
+        if not _computed(trail.status) or (counted is None and trail.outcome is not Outcome.COMPLETE):
+            return False
+        return self.agreements.compare(made, counted)
 
     def _log(self, attempt: Attempt, tail: bytes, *, status: int | None = None) -> None:
         """The request is over; `status`: what the gateway answers if the engine has not."""
