@@ -1,4 +1,4 @@
-"""Messages and responses through the gateway: routed by what is cached once an engine has counted their prompts alike."""
+"""Messages and responses through the gateway: routed by what is cached, once an engine has counted prompts alike."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ _CACHED = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)":(\d+)')
 
 
 def turns(count: int, topic: str) -> list[dict[str, Any]]:
-    roles = ("user", "assistant") * count
-    return [
-        {"role": roles[i], "content": f"{topic} {i}: the quick brown fox jumps over the lazy dog"} for i in range(count)
-    ]
+    roles, said = ("user", "assistant") * count, "the quick brown fox jumps over the lazy dog"
+    return [{"role": roles[number], "content": f"{topic} {number}: {said}"} for number in range(count)]
 
 
 def reported(answer: Answer) -> int:

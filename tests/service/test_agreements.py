@@ -179,6 +179,15 @@ async def test_a_refusal_proves_nothing() -> None:
     assert stage.routing.agreements.counts == {}
 
 
+async def test_a_client_that_left_before_the_count_proves_nothing() -> None:
+    stage = Stage(tokenizer=FakeTokenizer(IDS))
+    attempt = await stage.send(MESSAGES.encode(), BODY)  # type: ignore[misc]
+    attempt.answering(200)
+    attempt.finished(Outcome.CLIENT_GONE, b'{"cache_read_input_tokens": 16}')
+    assert stage.routing.agreements.counts == {}
+    assert stage.routing.trusts.of(attempt.trail.decision.worker.id).parity.judged == 0
+
+
 async def test_chats_are_as_before() -> None:
     stage = Stage(tokenizer=FakeTokenizer(IDS))
     attempt = await stage.send(CHAT, {"model": "m", "messages": BODY["messages"]})  # type: ignore[misc]
