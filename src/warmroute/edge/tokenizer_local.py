@@ -75,7 +75,7 @@ class LocalTokenizer:
         """The prompt, and whether it is to have the tokens that the tokenizer puts around every text."""
         fields = read_fields(request.body)
         if request.chat:
-            return self._templates.render(fields), flag(fields.add_special_tokens)
+            return self._templates.render(fields, raw_calls=request.raw_calls), flag(fields.add_special_tokens)
         if request.prompt is None:
             raise TokenizeError("prompt_form", "the prompt is neither text nor token ids")
         return request.prompt, flag(fields.add_special_tokens, default=True)
@@ -104,6 +104,7 @@ class _Encoder:
         self._bounds = {content: array("I", [token]).tobytes() for content, token in ids.items()}
         self._words = Words.of(described, self._word_ids)
         self._kept = Kept(CACHE_CHARS_MAX)
+        self._surrounds = self._encode_all(["a"], special=True) != self._encode_all(["a"], special=False)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
     def begin(self, text: str, special: bool) -> TokenIds | Rest:
@@ -111,6 +112,7 @@ class _Encoder:
 
         `special`: with those that the tokenizer puts around every text.
         """
+        special = special and self._surrounds
         if special or self._special is None:
             if len(text) <= INLINE_CHARS_MAX:
                 return array("I", self._encode_all([text], special)[0])
@@ -226,14 +228,14 @@ class _Templates:
                     "tokenizer.path", f"the chat template {name!r} in {folder} is not valid ({error})", "Repair it"
                 ) from error
 
-    def render(self, fields: Fields) -> str:
-        """A chat's prompt. Raises TokenizeError."""
+    def render(self, fields: Fields, *, raw_calls: bool = False) -> str:
+        """A chat's prompt; `raw_calls` as `core.conversation` has it. Raises TokenizeError."""
         with_tools = bytes(fields.tools) not in (b"", b"null") and "tool_use" in self._by_name
         found = self._by_name.get("tool_use" if with_tools else "default")
         if found is None:
             raise TokenizeError("unsupported", "the tokenizer's folder has no chat template")
         template, form = found
-        seen = {**self._special, **variables(fields, form)}
+        seen = {**self._special, **variables(fields, form, raw_calls=raw_calls)}
         continues = flag(fields.continue_final_message)
         if continues and seen["add_generation_prompt"]:
             raise TokenizeError("refused", "continue_final_message and add_generation_prompt exclude each other")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from warmroute.core.decision import Decision, PickRequest
+from warmroute.service.agreements import Made
 from warmroute.service.ports import Outcome
 
 
@@ -20,6 +21,8 @@ class Job(msgspec.Struct, frozen=True):
     no_tokens_reason: str | None = None
     plain: bool = True
     """Whether the engine's report is of this one prompt and answer: not so of several."""
+    made: Made | None = None
+    """What its prompt was made from, if it was not the client's own."""
     full_report: bool = False
     """Whether the engine was asked to announce again what it reuses."""
     adapter: tuple[str | None, str | None] = (None, None)
