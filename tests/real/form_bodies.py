@@ -64,12 +64,17 @@ class Bodies:
             "max_output_tokens": 2,
             "input": self._words() if self._chance(0.2) else items,
             **self._maybe(0.3, "instructions", self._words),
-            **self._maybe(0.4, "tools", lambda: [{"type": "function", **self._tool("parameters")}]),
+            **self._maybe(0.4, "tools", self._tools),
             **self._maybe(0.2, "reasoning", lambda: self._choose([{"effort": "high"}, {"effort": "none"}, {}])),
             **self._maybe(0.2, "store", lambda: False),
             **self._maybe(0.2, "truncation", lambda: "disabled"),
             **self._template_arguments(),
         }
+
+    def _tools(self) -> list[Json]:
+        others = [{"type": "web_search_preview"}, {"type": "code_interpreter", "container": {"type": "auto"}}]
+        function = {"type": "function", **self._tool("parameters")}
+        return self._choose([[function], [function, function], [function, self._choose(others)], others])
 
     def _item(self) -> Json:
         kinds = (self._easy, self._in_parts, self._answer, self._thought, self._call, self._output)
