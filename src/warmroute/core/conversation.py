@@ -68,12 +68,7 @@ def _message(message: Any, content_format: ContentFormat, raw_calls: bool) -> Va
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         raise _unsupported("a message without a role that is known")
     role, content = message["role"], message.get("content")
-    if (
-        len(message) == 2
-        and type(content) is str
-        and role not in ("system", "developer")
-        and content_format == "string"
-    ):
+    if len(message) == 2 and type(content) is str and role != "system" and content_format == "string":
         return {"role": role, "content": content}  # nearly every message
     texts = _texts(content, extras=content_format == "string")
     if role == "system" and any(text.startswith(_VOLATILE_PREFIX) for text in texts):
