@@ -18,9 +18,10 @@ import msgspec
 from warmroute.config.tree import BreakerConfig, GatewayConfig
 from warmroute.core import forms, openai
 from warmroute.core.breaker import Breakers
+from warmroute.core.decision import Decision, PickRequest
 from warmroute.core.openai import RoutingRequest
 from warmroute.core.parity import Bounds, Evidence
-from warmroute.core.router import Decision, PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.core.usage import prompt_tokens
 from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service.access_log import AccessLog, key_name, trace_id
@@ -29,7 +30,8 @@ from warmroute.service.avoidance import Avoided
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Dispatch, Headers, LocalReply, Outcome, Reply, RequestHead
 from warmroute.service.tokens import Tokenized, Tokens, Waiting
-from warmroute.service.tracking import Attempt, Job, Tracking, Trail
+from warmroute.service.tracking import Attempt, Tracking
+from warmroute.service.trail import Job, Trail
 from warmroute.service.trust import Trusts
 from warmroute.types import Worker, WorkerId
 
