@@ -9,7 +9,9 @@ import pytest
 
 from warmroute.core import forms
 from warmroute.core.forms import MESSAGES
+from warmroute.core.forms.questions import INLINE_SYSTEM, NO_THINKING, answered, asked, settled
 from warmroute.core.openai import RoutingRequest
+from warmroute.errors import TokenizeError
 
 HELLO: dict[str, Any] = {"role": "user", "content": "hello"}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -142,9 +144,6 @@ def test_effort_and_template_arguments_are_handed_on() -> None:
 @pytest.mark.parametrize(
     ("reason", "body"),
     [
-        ("thinking", {"thinking": {"type": "disabled"}}),
-        ("inline_system", {"messages": [HELLO, {"role": "system", "content": "now be brief"}]}),
-        ("inline_system", {"system": "be brief", "messages": [{"role": "system", "content": "very"}, HELLO]}),
         ("tool_changes", {"messages": [{"role": "system", "content": [{"type": "tool_removal"}]}]}),
         ("tool_choice", {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "none"}}),
         ("forwarded", {"kv_transfer_params": {"prompt_token_ids": [1]}}),
@@ -165,6 +164,46 @@ def test_effort_and_template_arguments_are_handed_on() -> None:
 def test_what_is_not_certain_is_named(reason: str, body: dict[str, Any]) -> None:
     request = parse({"messages": [HELLO], **body})
     assert (request.opaque, request.shape) == (reason, None)
+
+
+def test_what_the_template_has_to_say_is_left_open() -> None:
+    quick = parse({"messages": [HELLO], "thinking": {"type": "disabled"}, "output_config": {"effort": "high"}})
+    assert (quick.questions, quick.shape) == (("no_thinking",), "no_thinking")
+    assert b"reasoning_effort" not in quick.body
+    for system, first in (("be brief", []), (None, [HELLO])):
+        inline = parse({"system": system, "messages": [*first, {"role": "system", "content": "very"}, HELLO]})
+        assert inline.questions == ("inline_system",)
+        assert json.loads(inline.body)["messages"][-2:] == [{"role": "system", "content": "very"}, HELLO]
+
+
+SIX = (1, 2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "effort"),
+    [(SIX, "none"), ((None, *SIX[1:]), "low"), ((1, None, None, 1, None, None), "low"), ((1, *[None] * 5), "none")],
+)
+def test_how_a_template_is_told_not_to_think(prompts: tuple[Any, ...], effort: str) -> None:
+    request = parse({"messages": [HELLO], "thinking": {"type": "disabled"}})
+    assert len(asked(NO_THINKING, "m")) == len(prompts)
+    made = settled(request, {NO_THINKING: prompts})
+    assert (json.loads(made.body)["reasoning_effort"], made.questions, made.shape) == (effort, (), "no_thinking")
+
+
+def test_system_messages_stay_or_go_to_the_front() -> None:
+    very = {"role": "system", "content": "very"}
+    request = parse({"system": "be brief ", "messages": [HELLO, very, HELLO], "chat_template_kwargs": {"x": 1.50}})
+    stay = settled(request, {INLINE_SYSTEM: (1, 2)})
+    assert json.loads(stay.body) == json.loads(request.body)
+    front = settled(request, {INLINE_SYSTEM: (None, 2)})
+    assert json.loads(front.body)["messages"] == [{"role": "system", "content": "be brief very"}, HELLO, HELLO]
+    assert b'{"x": 1.5}' in front.body
+
+
+def test_a_template_that_refuses_all_has_said_nothing() -> None:
+    assert answered((None, 1)) == (None, 1)
+    with pytest.raises(TokenizeError):
+        answered((None, None))
 
 
 def test_shapes_name_what_was_converted() -> None:

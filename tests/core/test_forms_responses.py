@@ -142,6 +142,14 @@ def test_tools_are_written_out() -> None:
     assert "tools" not in chat(tools=[], tool_choice="none")
 
 
+def test_tools_that_engines_run_themselves_are_not_shown() -> None:
+    search = {"type": "web_search_preview"}
+    made = parse(tools=[search, {"type": "function", "name": "g"}])
+    assert [tool["function"]["name"] for tool in json.loads(made.body)["tools"]] == ["g"]
+    assert made.shape == "add_special_tokens+tools+unseen_tools"
+    assert chat(tools=[search])["tools"] == []
+
+
 def test_effort_and_template_arguments_are_handed_on() -> None:
     made = chat(reasoning={"effort": "low", "summary": "auto"}, chat_template_kwargs={"x": 1})
     assert made == {"messages": [HELLO], **FIXED, "reasoning_effort": "low", "chat_template_kwargs": {"x": 1}}
@@ -159,7 +167,8 @@ def test_effort_and_template_arguments_are_handed_on() -> None:
         ("truncated", {"truncation": "auto"}),
         ("truncated", {"truncation": None}),
         ("forwarded", {"kv_transfer_params": {"prompt_token_ids": [1]}}),
-        ("tools", {"tools": [{"type": "web_search_preview"}]}),
+        ("tools", {"tools": [{"type": "namespace", "name": "n", "tools": []}]}),
+        ("tools", {"tools": [{"type": "function"}]}),
         ("tools", {"tools": [{"type": "custom", "name": "f"}]}),
         ("tool_choice", {"tools": [{"type": "function", "name": "f"}], "tool_choice": "none"}),
         ("multimodal", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}),

@@ -21,6 +21,13 @@ _SCHEMAS: tuple[Json, ...] = (
 )
 
 
+_THINKING: tuple[Json, ...] = (
+    {"type": "adaptive"},
+    {"type": "enabled", "budget_tokens": 1024},
+    {"type": "disabled"},
+)
+
+
 class Bodies:
     """A seeded source of bodies."""
 
@@ -37,6 +44,7 @@ class Bodies:
             turns.append({"role": "system", "content": self._choose([self._words(), [self._text(), self._text()]])})
         for _ in range(self._random.randint(1, 4)):
             turns += [self._user()] if self._chance(0.5) else self._exchange()
+            turns += [{"role": "system", "content": self._words()}] if self._chance(0.2) else []
         return {
             "model": "tiny",
             "max_tokens": 2000,
@@ -44,7 +52,7 @@ class Bodies:
             **system,
             **self._maybe(0.4, "tools", lambda: [self._tool("input_schema"), self._tool("input_schema")]),
             **self._maybe(0.2, "output_config", lambda: self._choose([{"effort": "high"}, {"effort": None}, {}])),
-            **self._maybe(0.2, "thinking", lambda: self._choose([{"type": "adaptive"}, _budget()])),
+            **self._maybe(0.3, "thinking", lambda: self._choose(_THINKING)),
             **self._template_arguments(),
         }
 
@@ -56,12 +64,17 @@ class Bodies:
             "max_output_tokens": 2,
             "input": self._words() if self._chance(0.2) else items,
             **self._maybe(0.3, "instructions", self._words),
-            **self._maybe(0.4, "tools", lambda: [{"type": "function", **self._tool("parameters")}]),
+            **self._maybe(0.4, "tools", self._tools),
             **self._maybe(0.2, "reasoning", lambda: self._choose([{"effort": "high"}, {"effort": "none"}, {}])),
             **self._maybe(0.2, "store", lambda: False),
             **self._maybe(0.2, "truncation", lambda: "disabled"),
             **self._template_arguments(),
         }
+
+    def _tools(self) -> list[Json]:
+        others = [{"type": "web_search_preview"}, {"type": "code_interpreter", "container": {"type": "auto"}}]
+        function = {"type": "function", **self._tool("parameters")}
+        return self._choose([[function], [function, function], [function, self._choose(others)], others])
 
     def _item(self) -> Json:
         kinds = (self._easy, self._in_parts, self._answer, self._thought, self._call, self._output)
@@ -148,7 +161,3 @@ class Bodies:
 
     def _maybe(self, share: float, name: str, value: Any) -> Json:
         return {name: value()} if self._chance(share) else {}
-
-
-def _budget() -> Json:
-    return {"type": "enabled", "budget_tokens": 1024}

@@ -164,8 +164,8 @@ async def test_what_differs_is_routed_by_load_and_says_nothing_of_the_worker() -
 
 async def test_what_cannot_be_rewritten_says_why() -> None:
     stage = Stage(tokenizer=FakeTokenizer(IDS))
-    attempt = await ask(stage, 5, thinking={"type": "disabled"})
-    assert attempt.trail.no_tokens_reason == "thinking"
+    attempt = await ask(stage, 5, kv_transfer_params={"prompt_token_ids": [1]})
+    assert attempt.trail.no_tokens_reason == "forwarded"
     assert stage.routing.agreements.counts == {}
     nameless = stage.attempt(MESSAGES.encode(), {"messages": []})
     assert nameless.trail.no_tokens_reason == "path"

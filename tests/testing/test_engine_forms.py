@@ -64,7 +64,8 @@ async def test_a_stream_says_the_same(client: aiohttp.ClientSession, path: str, 
 async def test_what_it_does_not_understand_it_says(client: aiohttp.ClientSession) -> None:
     status, raw = await ask(client, RESPONSES, input="x", previous_response_id="resp_1")
     assert (status, json.loads(raw)["error"]["code"]) == (501, 501)
-    status, raw = await ask(client, MESSAGES, messages=TALK, max_tokens=1, thinking={"type": "disabled"})
+    hidden = {"tool_choice": {"type": "none"}, "tools": [{"name": "f", "input_schema": {}}]}
+    status, raw = await ask(client, MESSAGES, messages=TALK, max_tokens=1, **hidden)
     assert (status, json.loads(raw)["type"], set(json.loads(raw)["error"])) == (501, "error", {"type", "message"})
 
 

@@ -31,6 +31,8 @@ class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
     chat: bool
     shape: str | None = None
     """Of a request that was rewritten as a chat: what it was made from. None: it is the client's own."""
+    questions: tuple[str, ...] = ()
+    """Of one that was rewritten: what the chat template has yet to say (`core.forms.questions`)."""
     raw_calls: bool = False
     """True if the engine hands calls of tools to the template as they are, not in the order of its schema."""
     token_ids: TokenIds | None = None

@@ -30,6 +30,7 @@ import jinja2.sandbox
 import tokenizers
 
 from warmroute.core.conversation import ContentFormat, variables
+from warmroute.core.forms.questions import Prompts, answered, asked, settled
 from warmroute.core.kept import Kept
 from warmroute.core.openai import Fields, RoutingRequest, flag, read_fields
 from warmroute.core.words import Words
@@ -61,6 +62,7 @@ class LocalTokenizer:
         folder = Path(path)
         self._encoder = _Encoder(folder / "tokenizer.json")
         self._templates = _Templates(folder, now)
+        self._answers: dict[str, Prompts] = {}
 
     async def tokens(self, request: RoutingRequest, endpoint: Endpoint) -> TokenIds:  # noqa: ARG002 - the port's
         """Token ids of the request's prompt. Raises TokenizeError."""
@@ -73,12 +75,21 @@ class LocalTokenizer:
 
     def _text(self, request: RoutingRequest) -> tuple[str, bool]:
         """The prompt, and whether it is to have the tokens that the tokenizer puts around every text."""
+        if request.questions:
+            request = settled(request, {name: self._answer(name) for name in request.questions})
         fields = read_fields(request.body)
         if request.chat:
             return self._templates.render(fields, raw_calls=request.raw_calls), flag(fields.add_special_tokens)
         if request.prompt is None:
             raise TokenizeError("prompt_form", "the prompt is neither text nor token ids")
         return request.prompt, flag(fields.add_special_tokens, default=True)
+
+    def _answer(self, question: str) -> Prompts:
+        """What the template makes of a question's chats."""
+        if question not in self._answers:
+            prompts = [self._templates.attempt(each.body) for each in asked(question, "")]
+            self._answers[question] = answered(prompts)
+        return self._answers[question]
 
     def close(self) -> None:
         """Release the threads."""
@@ -227,6 +238,15 @@ class _Templates:
                 raise ConfigError(
                     "tokenizer.path", f"the chat template {name!r} in {folder} is not valid ({error})", "Repair it"
                 ) from error
+
+    def attempt(self, body: bytes) -> str | None:
+        """A chat's prompt; None if the template refuses it."""
+        try:
+            return self.render(read_fields(body))
+        except TokenizeError as error:
+            if error.reason == "refused":
+                return None
+            raise
 
     def render(self, fields: Fields, *, raw_calls: bool = False) -> str:
         """A chat's prompt; `raw_calls` as `core.conversation` has it. Raises TokenizeError."""

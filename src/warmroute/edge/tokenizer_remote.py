@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 from msgspec import Raw
 
+from warmroute.core.forms.questions import Prompts, answered, asked, settled
 from warmroute.core.openai import Fields, RoutingRequest, given, read_fields
 from warmroute.errors import TokenizeError
 from warmroute.types import Endpoint, TokenIds
@@ -24,7 +25,7 @@ CONCURRENCY_MAX = 32
 """Requests under way at once: an engine's front end tokenizes on few threads, and more would only queue there."""
 
 TEMPLATES_MAX = 1024
-"""Templates of which is remembered how they write calls; beyond it all are asked again."""
+"""Answers of templates that are remembered; beyond it all are asked again."""
 
 _NAME, _ARGUMENT = "warmroutename", "warmrouteargument"
 _FUNCTION = {"name": _NAME, "arguments": f'{{"text": "{_ARGUMENT}"}}'}
@@ -73,15 +74,36 @@ class RemoteTokenizer:
         self._keys = keys
         self._base_url = base_url.rstrip("/") if base_url else None
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._answers: dict[tuple[str, str, str], Prompts] = {}
         self._named_calls: dict[tuple[str, str], bool] = {}
         self._slots = asyncio.Semaphore(CONCURRENCY_MAX)
 
     async def tokens(self, request: RoutingRequest, endpoint: Endpoint) -> TokenIds:
         """Token ids of the request's prompt. Raises TokenizeError."""
+        if request.questions:
+            answers = {name: await self._answer(name, request.model, endpoint) for name in request.questions}
+            request = settled(request, answers)
         body = tokenize_body(request)
         if request.raw_calls and b'"tool_calls"' in request.body:
             await self._require_named_calls(request.model, endpoint)
         return (await self._ask("tokenize", body, endpoint, _ANSWER)).tokens
+
+    async def _answer(self, question: str, model: str, endpoint: Endpoint) -> Prompts:
+        """What the engine's template makes of a question's chats."""
+        where = self._base_url or endpoint.url, model, question
+        if where not in self._answers:
+            prompts: list[TokenIds | None] = []
+            for chat in asked(question, model):
+                try:
+                    prompts.append((await self._ask("tokenize", tokenize_body(chat), endpoint, _ANSWER)).tokens)
+                except TokenizeError as error:
+                    if error.reason != "refused":
+                        raise
+                    prompts.append(None)
+            if len(self._answers) >= TEMPLATES_MAX:
+                self._answers.clear()
+            self._answers[where] = answered(prompts)
+        return self._answers[where]
 
     async def _require_named_calls(self, model: str, endpoint: Endpoint) -> None:
         """Raises TokenizeError if the template may write a call down in the order of its keys.

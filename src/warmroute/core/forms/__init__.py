@@ -37,4 +37,6 @@ def parse(path: str, body: bytes) -> RoutingRequest | None:
         made = chat.body(request.model)
     except TokenizeError as error:
         return msgspec.structs.replace(request, opaque=error.reason)
-    return msgspec.structs.replace(request, body=made, shape=chat.shape, raw_calls=path == RESPONSES)
+    return msgspec.structs.replace(
+        request, body=made, shape=chat.shape, questions=tuple(chat.questions), raw_calls=path == RESPONSES
+    )

@@ -18,6 +18,8 @@ class Chat:
         self.messages: list[dict[str, Any]] = []
         self.features: set[str] = set()
         """What it was made from beyond plain messages. Each may be converted otherwise by another release."""
+        self.questions: list[str] = []
+        """What is left open."""
         self._fields: dict[str, Any] = {}
 
     def add(self, message: dict[str, Any], feature: str | None = None) -> None:
@@ -30,6 +32,12 @@ class Chat:
         """A field beside the messages, which is a feature as well."""
         self._fields[name] = value
         self.features.add(name)
+
+    def ask(self, question: str) -> None:
+        """Leave something open that only the chat template can say, which is a feature as well."""
+        if question not in self.questions:
+            self.questions.append(question)
+        self.features.add(question)
 
     @property
     def shape(self) -> str:

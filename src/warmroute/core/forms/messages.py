@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from warmroute.core.forms.chat import Chat, hidden_tools, prompt_was_forwarded, undecodable
+from warmroute.core.forms.questions import INLINE_SYSTEM, NO_THINKING
 from warmroute.core.openai import given
 from warmroute.errors import TokenizeError
 
@@ -121,8 +122,8 @@ def _add(chat: Chat, message: _Message) -> None:
 def _add_system(chat: Chat, content: str | list[_Block]) -> None:
     """A system message among the others.
 
-    Engines leave it where it is or move it to the beginning, as their template permits: only at the beginning is
-    that the same.
+    Engines leave it where it is or move it to the beginning, as their template permits. At the beginning that is the
+    same.
     """
     if isinstance(content, list):
         if any(block.type in ("tool_addition", "tool_removal") for block in content):
@@ -131,7 +132,7 @@ def _add_system(chat: Chat, content: str | list[_Block]) -> None:
     else:
         text = "" if content.startswith(_ATTRIBUTION) else content
     if text and chat.messages:
-        raise TokenizeError("inline_system", "a system message that is not the first message")
+        chat.ask(INLINE_SYSTEM)
     if text:
         chat.add({"role": "system", "content": text}, "system")
 
@@ -205,6 +206,6 @@ def _offer(chat: Chat, tools: list[_Tool], choice: _Kind | None) -> None:
 
 def _think(chat: Chat, request: _Request) -> None:
     if request.thinking is not None and request.thinking.type == "disabled":
-        raise TokenizeError("thinking", "how an engine is told not to think depends on its template")
-    if request.output_config is not None and request.output_config.effort is not None:
+        chat.ask(NO_THINKING)
+    elif request.output_config is not None and request.output_config.effort is not None:
         chat.set("reasoning_effort", request.output_config.effort)

@@ -232,8 +232,11 @@ def _offer(chat: Chat, request: _Request) -> None:
         raise hidden_tools()
     offered = []
     for tool in request.tools:
-        if tool.type != "function" or tool.name is None:
+        if tool.type in ("custom", "namespace") or (tool.type == "function" and tool.name is None):
             raise TokenizeError("tools", f"a tool of the type {tool.type!r}")
+        if tool.type != "function":  # tools that the engine would have to run itself are not shown to the model
+            chat.features.add("unseen_tools")
+            continue
         function: _Said = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
         if tool.strict is not None:
             function["strict"] = tool.strict
