@@ -18,8 +18,9 @@ from collections import deque
 
 from warmroute.app.serving import GC_THRESHOLDS
 from warmroute.config.tree import RoutingConfig
+from warmroute.core.decision import Decision, PickRequest
 from warmroute.core.index import make_index
-from warmroute.core.router import Decision, PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.core.wire.events import BlockStored
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 

@@ -47,11 +47,11 @@ char* map_aligned(std::size_t bytes) {
 
 // -- units
 
-// The first arena has small pages, so that a small index is small. All others have large ones, where the system has
-// them: a page that is touched for the first time costs the same time whatever its size, and so does one that the
-// processor must look up.
+// The first arena is short and has small pages, so that a small index is small. All others have large ones, where the
+// system has them: what they hold is touched for the first time at a fifth of the cost, and looked up at less.
 void* Ledger::take_units(std::size_t count) {
     if (count > arena_units) return map(count * unit_bytes);
+    if (arenas_.empty() && count <= first_units) open_arena(first_units);
     const std::uint32_t wanted = run_of(count);
     for (Arena& arena : arenas_) {
         for (std::size_t at = 0; at + count <= arena_units; ++at) {
@@ -60,11 +60,17 @@ void* Ledger::take_units(std::size_t count) {
             return arena.memory + at * unit_bytes;
         }
     }
+    Arena& arena = open_arena(arena_units);
+    arena.free &= ~wanted;
+    return arena.memory;
+}
+
+Ledger::Arena& Ledger::open_arena(std::size_t count) {
     arenas_.reserve(arenas_.size() + 1);
     char* const memory = map_aligned(arena_bytes);
-    if (!arenas_.empty()) madvise(memory, arena_bytes, MADV_HUGEPAGE);
-    arenas_.push_back({memory, ~wanted});
-    return memory;
+    if (count == arena_units) madvise(memory, arena_bytes, MADV_HUGEPAGE);
+    arenas_.push_back({memory, run_of(count), run_of(count)});
+    return arenas_.back();
 }
 
 void Ledger::give_units(void* memory, std::size_t count) noexcept {
@@ -76,7 +82,7 @@ void Ledger::give_units(void* memory, std::size_t count) noexcept {
     const auto is_home = [&](const Arena& arena) { return start >= arena.memory && start < arena.memory + arena_bytes; };
     const auto home = std::find_if(arenas_.begin(), arenas_.end(), is_home);
     home->free |= run_of(count) << static_cast<std::size_t>(start - home->memory) / unit_bytes;
-    if (home->free != ~std::uint32_t{0}) {
+    if (home->free != home->all) {
         madvise(memory, count * unit_bytes, MADV_DONTNEED);
         return;
     }

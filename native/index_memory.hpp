@@ -40,17 +40,20 @@ class Ledger {
     static constexpr std::size_t unit_bytes = std::size_t{64} << 10;
     static constexpr std::size_t arena_units = 32;
     static constexpr std::size_t arena_bytes = arena_units * unit_bytes;
+    static constexpr std::size_t first_units = 8;   // of the first arena so many are used: its pages are small
     static constexpr std::size_t spares_max = 16;  // an array that grows passes through about so many sizes
 
     struct Arena {
         char* memory;
-        std::uint32_t free;  // a bit for each unit
+        std::uint32_t all;   // a bit for each unit that is used at all
+        std::uint32_t free;  // a bit for each of those that is not taken
     };
 
     static std::size_t units(std::size_t bytes) noexcept { return (bytes + unit_bytes - 1) / unit_bytes; }
     static std::uint32_t run_of(std::size_t count) noexcept { return ~std::uint32_t{0} >> (arena_units - count); }
 
     void* take_units(std::size_t count);
+    Arena& open_arena(std::size_t units);
     void give_units(void* memory, std::size_t count) noexcept;
     void* take_small(std::size_t granules);
     void give_small(void* memory) noexcept;

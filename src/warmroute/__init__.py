@@ -12,9 +12,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "config.tree": ("EventsConfig", "RoutingConfig"),
+    "core.decision": ("Decision", "PickRequest", "Reason"),
     "core.index": ("PrefixIndex", "make_index"),
     "core.policies": ("Candidates", "Policy"),
-    "core.router": ("Decision", "PickRequest", "Reason", "Router"),
+    "core.router": ("Router",),
     "core.wire": ("decode_batch", "decode_pub"),
     "errors": ("NoWorkerError", "WarmrouteError", "WireError"),
     "service.ingest": ("Ingest", "WorkerStream"),

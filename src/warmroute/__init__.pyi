@@ -1,12 +1,12 @@
 from warmroute.config.tree import EventsConfig as EventsConfig
 from warmroute.config.tree import RoutingConfig as RoutingConfig
+from warmroute.core.decision import Decision as Decision
+from warmroute.core.decision import PickRequest as PickRequest
+from warmroute.core.decision import Reason as Reason
 from warmroute.core.index import PrefixIndex as PrefixIndex
 from warmroute.core.index import make_index as make_index
 from warmroute.core.policies import Candidates as Candidates
 from warmroute.core.policies import Policy as Policy
-from warmroute.core.router import Decision as Decision
-from warmroute.core.router import PickRequest as PickRequest
-from warmroute.core.router import Reason as Reason
 from warmroute.core.router import Router as Router
 from warmroute.core.wire import decode_batch as decode_batch
 from warmroute.core.wire import decode_pub as decode_pub

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from warmroute.config.tree import Config, MembershipConfig
+from warmroute.core.decision import Decision, PickRequest
 from warmroute.core.index import make_index
 from warmroute.core.pods import read_pod
-from warmroute.core.router import Decision, PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.edge.kubernetes import connect
 from warmroute.service.discovery import Discovery
 from warmroute.service.following import Following

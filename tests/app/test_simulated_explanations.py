@@ -8,7 +8,7 @@ from warmroute.app.simulation.cluster import Cluster
 from warmroute.app.simulation.profiles import parse_profile
 from warmroute.app.simulation.scenario import Scenario, rate_for
 from warmroute.app.simulation.workloads import WORKLOADS
-from warmroute.core.router import CandidateView, Decision, PickRequest
+from warmroute.core.decision import CandidateView, Decision, PickRequest
 from warmroute.types import Fleet
 
 REQUESTS = 1000

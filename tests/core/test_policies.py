@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from warmroute.config.ranges import POLICIES
 from warmroute.config.tree import RoutingConfig
+from warmroute.core.decision import PickRequest
 from warmroute.core.dice import Dice
 from warmroute.core.hashing import NATIVE
 from warmroute.core.index.reference import ReferenceIndex
@@ -20,7 +21,7 @@ from warmroute.core.policies.guard import Guarded
 from warmroute.core.policies.least_work import weigh, weigh_in_python
 from warmroute.core.policies.peers import Aibrix, Approximate, Dynamo, LlmD
 from warmroute.core.policies.simple import ConsistentHash, LeastLoaded, RoundRobin
-from warmroute.core.router import PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 
 PROMPT = 160

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from warmroute.config.tree import RoutingConfig
+from warmroute.core.decision import PickRequest, Reason
 from warmroute.core.index.reference import ReferenceIndex
 from warmroute.core.policies import Candidates
 from warmroute.core.rates import FIXED_S
-from warmroute.core.router import PickRequest, Reason, Router
+from warmroute.core.router import Router
 from warmroute.core.wire.events import BlockRemoved, BlockStored
 from warmroute.errors import NoWorkerError
 from warmroute.types import Endpoint, Fleet, Medium, ModelInfo, Trust, TrustState, Worker, WorkerId

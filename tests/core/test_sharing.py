@@ -10,10 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from warmroute.core.decision import PickRequest
 from warmroute.core.index import make_index
 from warmroute.core.load import Lease, LoadTable
 from warmroute.core.rates import pairs
-from warmroute.core.router import PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.core.sharing import ROWS_MAX, Sharing, clear_part, page_bytes
 from warmroute.types import Endpoint, Fleet, ModelInfo, Worker, WorkerId
 

@@ -10,8 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from warmroute import __version__
 from warmroute.config.tree import Config, EventsConfig, GatewayConfig, TokenizerConfig
+from warmroute.core.decision import PickRequest
 from warmroute.core.index import make_index
-from warmroute.core.router import PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.core.wire.events import BlockStored
 from warmroute.edge.metrics import Metrics
 from warmroute.service.following import Following

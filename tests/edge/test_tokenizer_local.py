@@ -321,7 +321,7 @@ def test_the_quick_sandbox_is_the_librarys(asked: str) -> None:
 async def test_what_is_begun_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, rendered = LocalTokenizer(str(build(tmp_path))), []
     render = tokenizer._templates.render
-    monkeypatch.setattr(tokenizer._templates, "render", lambda fields: rendered.append(fields) or render(fields))
+    monkeypatch.setattr(tokenizer._templates, "render", lambda f, **how: rendered.append(f) or render(f, **how))
     long = {"role": "user", "content": "the quick fox " * INLINE_CHARS_MAX}
     request = openai.parse("/v1/chat/completions", json.dumps({"model": "m", "messages": [long]}).encode())
     rest = tokenizer.begin(request)

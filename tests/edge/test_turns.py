@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
@@ -156,6 +157,19 @@ async def test_a_template_that_looks_at_messages_outside_its_loop_is_found_out(t
     for end in (4, 3, 4) * 34:
         await held.agrees(TALK[:end])
     assert not held.cuts
+
+
+async def test_calls_of_tools_as_they_were_given_are_another_text(tmp_path: Path) -> None:
+    held = Held(build(tmp_path, "{% for m in messages %}{{ (m.tool_calls or ['no'])[0] | tojson }}{% endfor %}"))
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}", "more": 1}}
+    body = json.dumps({"model": "m", "messages": [TALK[1], {"role": "assistant", "tool_calls": [call]}]}).encode()
+    parsed = openai.parse("/v1/chat/completions", body)
+    for raw_calls in (False, True, False):
+        request = msgspec.structs.replace(parsed, raw_calls=raw_calls)
+        text = held.templates.render(openai.read_fields(body), raw_calls=raw_calls)
+        found = await held.tokenizer.tokens(request, Endpoint("127.0.0.1", 1))
+        assert list(found) == held.truth.encode(text, add_special_tokens=False).ids
+    assert held.cuts
 
 
 async def test_a_long_beginning_does_not_end_it(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def engines(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     options = EngineOptions(
         model=vllm_engine.make_model(),
         blocks=160,
-        arguments=("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8"),
+        arguments=("--enable-scale-out", "--enable-lora", "--max-loras", "2", "--max-lora-rank", "8"),
         environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"},
     )
     with vllm_engine.running([VllmEngine(options, logs / f"engine-{i}.log") for i in range(2)]) as started:

@@ -9,7 +9,6 @@ vLLM itself is the judge: `usage.prompt_tokens_details.cached_tokens` of every a
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain, groupby
@@ -107,9 +106,12 @@ async def test_sessions_stay_where_they_are_warm(gateway: GatewayProcess) -> Non
     prompts = Prompts(5)
     talks = [prompts.chat(prompts.text(40), 10) for _ in range(8)]
     workers: list[list[str]] = [[] for _ in talks]
+    moved: list[str] = []
 
     async def turn(client: Client, which: int) -> None:
         answer = await client.ask(CHAT, {"messages": talks[which], "max_tokens": 16})
+        if workers[which] and workers[which][-1] != answer.worker:
+            moved.append(gateway.why(answer.request_id))
         workers[which].append(answer.worker)
         talks[which] += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": prompts.text(6)}]
 
@@ -117,8 +119,8 @@ async def test_sessions_stay_where_they_are_warm(gateway: GatewayProcess) -> Non
         await asyncio.gather(*(turn(client, which) for which in range(len(talks))))
         for which in list(range(len(talks))) * 4:
             await turn(client, which)
-    moves = sum(before != after for each in workers for before, after in itertools.pairwise(each))
-    assert moves <= 2, f"of 32 turns, {workers}"  # an engine that the machine has slowed down may lose one
+    print(*moved, sep="\n")
+    assert len(moved) <= 2, f"of 32 turns, {workers}"  # an engine that the machine has slowed down may lose one
     assert len({each[0] for each in workers}) == 2, "a burst of new sessions went to one engine"
 
 

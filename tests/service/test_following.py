@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from warmroute.config.tree import EventsConfig
+from warmroute.core.decision import PickRequest
 from warmroute.core.index import make_index
-from warmroute.core.router import PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.core.wire.events import BlockStored
 from warmroute.errors import ConfigError
 from warmroute.service.following import Following

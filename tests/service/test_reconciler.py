@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 from warmroute.config.tree import Config, EngineConfig, EventsConfig, MembershipConfig
+from warmroute.core.decision import PickRequest
 from warmroute.core.index import make_index
 from warmroute.core.roster import Listed
-from warmroute.core.router import PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.service.following import Following
 from warmroute.service.membership import Membership
 from warmroute.service.ports import EngineFacts, EventAddress, EventSink

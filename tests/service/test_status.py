@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from warmroute.config.tree import Config, EventsConfig
+from warmroute.core.decision import PickRequest
 from warmroute.core.index import make_index
-from warmroute.core.router import PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.core.wire.events import BlockStored
 from warmroute.service.following import Following
 from warmroute.service.membership import Membership
 from warmroute.service.ports import EventAddress, Outcome, Reply
 from warmroute.service.status import Status
-from warmroute.service.tracking import Tracking, Trail
+from warmroute.service.tracking import Tracking
+from warmroute.service.trail import Trail
 from warmroute.service.trust import Trusts
 from warmroute.testing.events import FakeEventSource, encode_batch
 from warmroute.testing.fakes import FakeEngineApi

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from warmroute.core.decision import PickRequest
 from warmroute.core.index import make_index
-from warmroute.core.router import PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service import tracking as module
 from warmroute.service.ports import Outcome
-from warmroute.service.tracking import Attempt, Job, Tracking, Trail
+from warmroute.service.tracking import Attempt, Tracking
+from warmroute.service.trail import Job, Trail
 from warmroute.types import Endpoint, Fleet, ModelInfo, Worker, WorkerId
 
 

@@ -19,9 +19,10 @@ import msgspec
 from warmroute.app.recording import Admin, Published, Recording, ReplayGot, Request, Restart
 from warmroute.config.tree import EventsConfig
 from warmroute.core import openai
+from warmroute.core.decision import Decision, PickRequest
 from warmroute.core.index import make_index
 from warmroute.core.openai import RoutingRequest
-from warmroute.core.router import Decision, PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.core.stream import NO_ENDPOINT
 from warmroute.core.wire import ReplayBatch, decode_batch, decode_pub, decode_replay
 from warmroute.core.wire.events import BlockStored, EventBatch

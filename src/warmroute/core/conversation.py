@@ -34,10 +34,13 @@ _VOLATILE_PREFIX = "x-anthropic-billing-header"
 """Newer engines drop a system text's line that begins so, older ones keep it."""
 
 
-def variables(fields: Fields, content_format: ContentFormat) -> Variables:
-    """The template's variables for a chat request; `messages` is the conversation. Raises TokenizeError."""
+def variables(fields: Fields, content_format: ContentFormat, *, raw_calls: bool = False) -> Variables:
+    """The template's variables for a chat request; `messages` is the conversation. Raises TokenizeError.
+
+    `raw_calls`: calls of tools come as they were given, not in the order of the engine's schema.
+    """
     seen = settings(fields)
-    seen["messages"] = [seen_message(each, content_format) for each in _array(fields.messages, "messages")]
+    seen["messages"] = [seen_message(each, content_format, raw_calls) for each in _array(fields.messages, "messages")]
     return seen
 
 
@@ -66,13 +69,13 @@ def _arguments(fields: Fields) -> Variables:
     return arguments
 
 
-def decoded_message(raw: bytes, content_format: ContentFormat) -> Variables:
+def decoded_message(raw: bytes, content_format: ContentFormat, raw_calls: bool) -> Variables:
     """`seen_message`, of a message as the client wrote it."""
-    return seen_message(_decode(raw), content_format)
+    return seen_message(_decode(raw), content_format, raw_calls)
 
 
-def seen_message(message: Any, content_format: ContentFormat) -> Variables:
-    """One message as the template sees it: whatever the others are. Raises TokenizeError."""
+def seen_message(message: Any, content_format: ContentFormat, raw_calls: bool) -> Variables:
+    """One message as the template sees it, whatever the others are. Raises TokenizeError."""
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         raise _unsupported("a message without a role that is known")
     role, content = message["role"], message.get("content")
@@ -86,7 +89,7 @@ def seen_message(message: Any, content_format: ContentFormat) -> Variables:
         parts = [{"type": "text", "text": text} for text in texts]
         seen["content"] = "\n".join(texts) if role == "tool" else parts
     if role == "assistant":
-        seen |= _assistant(message)
+        seen |= _assistant(message, raw_calls)
     elif role == "tool" and "tool_call_id" in message:
         seen["tool_call_id"] = message["tool_call_id"]
     if isinstance(message.get("name"), str):
@@ -110,12 +113,12 @@ def _texts(content: Any, extras: bool) -> list[str]:
     return texts
 
 
-def _assistant(message: Mapping[str, Any]) -> Variables:
+def _assistant(message: Mapping[str, Any], raw_calls: bool) -> Variables:
     seen: Variables = {}
     if calls := message.get("tool_calls"):
         if not isinstance(calls, list):
             raise _unsupported("tool_calls")
-        seen["tool_calls"] = [_tool_call(call) for call in calls]
+        seen["tool_calls"] = [_tool_call(call, raw_calls) for call in calls]
     reasoning = message.get("reasoning")
     if reasoning is None:
         reasoning = message.get("reasoning_content")
@@ -126,15 +129,19 @@ def _assistant(message: Mapping[str, Any]) -> Variables:
     return seen
 
 
-def _tool_call(call: Any) -> Variables:
-    """A call as validated by the engine: the schema's fields first, in its order, and the arguments as an object."""
+def _tool_call(call: Any, raw: bool) -> Variables:
+    """A call as validated by the engine: the schema's fields first, in its order, and the arguments as an object.
+
+    `raw`: one that the engine has made itself, and does not validate.
+    """
     match call:
         case {"id": str(number), "type": "function", "function": {"name": str(name), "arguments": str(text), **more}}:
             try:
                 parsed = json.loads(text) if text else {}
             except ValueError:
                 parsed = {}
-            function = {"arguments": parsed if isinstance(parsed, dict) else {}, "name": name, **more}
+            arguments = parsed if isinstance(parsed, dict) else {}
+            function = {"name": name, "arguments": arguments} if raw else {"arguments": arguments, "name": name, **more}
             seen = {"id": number, "function": function, "type": "function"}
             return seen | {key: value for key, value in call.items() if key not in seen}
     raise _unsupported("a tool call")

@@ -58,11 +58,17 @@ class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One generation request, as far as routing is concerned."""
 
     path: str
-    """`/v1/chat/completions` or `/v1/completions`."""
+    """`/v1/chat/completions`, `/v1/completions`, or one that is rewritten as a chat (`core.forms`)."""
     model: str
     body: bytes
-    """The client's bytes, for a tokenizer that must see messages and tools as they are."""
+    """The client's bytes, for a tokenizer that must see messages and tools as they are; or the chat they became."""
     chat: bool
+    shape: str | None = None
+    """Of a request that was rewritten as a chat: what it was made from. None: it is the client's own."""
+    questions: tuple[str, ...] = ()
+    """Of one that was rewritten: what the chat template has yet to say (`core.forms.questions`)."""
+    raw_calls: bool = False
+    """True if the engine hands calls of tools to the template as they are, not in the order of its schema."""
     fields: Fields | None = None
     """What the body says, if it was taken apart already."""
     token_ids: TokenIds | None = None
@@ -146,6 +152,27 @@ def parse(path: str, body: bytes) -> RoutingRequest:
         priority=_integer(fields.priority) or 0,
         multimodal=multimodal,
         opaque=opaque,
+    )
+
+
+def outline(path: str, body: bytes) -> RoutingRequest | None:
+    """What requests of all forms have in common, as a chat without messages; None if the body names no model."""
+    try:
+        fields = read_fields(body)
+    except ClientError:
+        return None
+    model = _text(fields.model)
+    if model is None:
+        return None
+    return RoutingRequest(
+        path=path,
+        model=model,
+        body=body,
+        chat=True,
+        cache_salt=_text(fields.cache_salt) or None,
+        stream=flag(fields.stream),
+        full_report=_full_report(fields),
+        priority=_integer(fields.priority) or 0,
     )
 
 

@@ -135,6 +135,8 @@ class Metrics(Collector):
         yield _counter("requests_without_tokens", "Routed without token ids", ("reason",), _one(seen.no_tokens))
         refused = [((str(status),), number) for status, number in seen.refused.items()]
         yield _counter("requests_refused", "Requests that nobody was to serve", ("status",), refused)
+        alike = self._routing.agreements.counts.items()
+        yield _counter("made_prompts", "Prompts made of other forms, by the engine's count", ("path", "result"), alike)
         yield _counter("retries", "Requests tried on another worker", (), [((), seen.retries)])
         yield _counter("tokenized", "Requests by where token ids came from", ("source",), _one(self._tokens.counts))
         yield _counter("tokenize_seconds", "Time spent on token ids", ("source",), _one(self._tokens.latency_s))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import aiohttp
 import msgspec
 from msgspec import Raw
 
+from warmroute.core.forms.questions import Prompts, answered, asked, settled
 from warmroute.core.openai import Fields, RoutingRequest, given, read_fields
 from warmroute.errors import TokenizeError
 from warmroute.types import Endpoint, TokenIds
@@ -23,6 +24,20 @@ from warmroute.types import Endpoint, TokenIds
 CONCURRENCY_MAX = 32
 """Requests under way at once: an engine's front end tokenizes on few threads, and more would only queue there."""
 
+TEMPLATES_MAX = 1024
+"""Answers of templates that are remembered; beyond it all are asked again."""
+
+_NAME, _ARGUMENT = "warmroutename", "warmrouteargument"
+_FUNCTION = {"name": _NAME, "arguments": f'{{"text": "{_ARGUMENT}"}}'}
+_CALL = {
+    "messages": [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "tool_calls": [{"id": "warmroute", "type": "function", "function": _FUNCTION}]},
+        {"role": "tool", "tool_call_id": "warmroute", "content": "hello"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "hello", "description": "hello", "parameters": {}}}],
+}
+"""A chat whose template shows how it writes a call."""
 _VERBATIM = ("messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
 
 
@@ -30,7 +45,14 @@ class _Answer(msgspec.Struct, gc=False):
     tokens: list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
 
 
+class _Text(msgspec.Struct, gc=False):
+    prompt: str
+
+
+_T = TypeVar("_T")
+
 _ANSWER = msgspec.json.Decoder(_Answer)
+_TEXT = msgspec.json.Decoder(_Text)
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _OBJECTS = msgspec.json.Decoder(list[dict[str, Raw]])
 
@@ -52,12 +74,58 @@ class RemoteTokenizer:
         self._keys = keys
         self._base_url = base_url.rstrip("/") if base_url else None
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._answers: dict[tuple[str, str, str], Prompts] = {}
+        self._named_calls: dict[tuple[str, str], bool] = {}
         self._slots = asyncio.Semaphore(CONCURRENCY_MAX)
 
     async def tokens(self, request: RoutingRequest, endpoint: Endpoint) -> TokenIds:
         """Token ids of the request's prompt. Raises TokenizeError."""
-        url = f"{self._base_url or endpoint.url}/tokenize"
+        if request.questions:
+            answers = {name: await self._answer(name, request.model, endpoint) for name in request.questions}
+            request = settled(request, answers)
         body = tokenize_body(request)
+        if request.raw_calls and b'"tool_calls"' in request.body:
+            await self._require_named_calls(request.model, endpoint)
+        return (await self._ask("tokenize", body, endpoint, _ANSWER)).tokens
+
+    async def _answer(self, question: str, model: str, endpoint: Endpoint) -> Prompts:
+        """What the engine's template makes of a question's chats."""
+        where = self._base_url or endpoint.url, model, question
+        if where not in self._answers:
+            prompts: list[TokenIds | None] = []
+            for chat in asked(question, model):
+                try:
+                    prompts.append((await self._ask("tokenize", tokenize_body(chat), endpoint, _ANSWER)).tokens)
+                except TokenizeError as error:
+                    if error.reason != "refused":
+                        raise
+                    prompts.append(None)
+            if len(self._answers) >= TEMPLATES_MAX:
+                self._answers.clear()
+            self._answers[where] = answered(prompts)
+        return self._answers[where]
+
+    async def _require_named_calls(self, model: str, endpoint: Endpoint) -> None:
+        """Raises TokenizeError if the template may write a call down in the order of its keys.
+
+        `/tokenize` puts them into the order of its schema, arguments first; other paths leave the name first. A
+        template that has the name first in an answer of `/tokenize` asks for each: their order is nothing to it.
+        """
+        where = self._base_url or endpoint.url, model
+        if where not in self._named_calls:
+            if len(self._named_calls) >= TEMPLATES_MAX:
+                self._named_calls.clear()
+            found = await self._ask("tokenize", msgspec.json.encode({"model": model, **_CALL}), endpoint, _ANSWER)
+            body = msgspec.json.encode({"model": model, "tokens": found.tokens})
+            text = (await self._ask("detokenize", body, endpoint, _TEXT)).prompt
+            self._named_calls[where] = 0 <= text.find(_NAME) < text.find(_ARGUMENT)
+        if not self._named_calls[where]:
+            raise TokenizeError(
+                "calls", "the template writes calls in the order of their keys, which /tokenize changes"
+            )
+
+    async def _ask(self, path: str, body: bytes, endpoint: Endpoint, decoder: msgspec.json.Decoder[_T]) -> _T:
+        url = f"{self._base_url or endpoint.url}/{path}"
         headers = {"content-type": "application/json"}
         if self._base_url is None and (key := self._keys.get(endpoint)) is not None:
             headers["authorization"] = f"Bearer {key}"
@@ -72,9 +140,9 @@ class RemoteTokenizer:
             reason = "refused" if status < 500 or status == 501 else "engine_error"
             raise TokenizeError(reason, f"{url} answered {status}: {answer[:200].decode('utf-8', 'replace')}")
         try:
-            return _ANSWER.decode(answer).tokens
+            return decoder.decode(answer)
         except msgspec.DecodeError as error:
-            raise TokenizeError("bad_answer", f"{url} answered what is not a list of token ids: {error}") from error
+            raise TokenizeError("bad_answer", f"{url} answered what it should not: {error}") from error
 
     async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
         try:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from warmroute.core import usage
 from warmroute.service.access import KEY_HEADER
 from warmroute.service.ports import Outcome, RequestHead
 from warmroute.service.tracking import Attempt
@@ -23,7 +24,7 @@ TEXT_BYTES_MAX = 200
 
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
-_COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
+_COMPLETION_TOKENS = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d+)')
 
 
 class Line(msgspec.Struct, kw_only=True):
@@ -77,6 +78,7 @@ class AccessLog:
         job, trail = attempt.job, attempt.trail
         decision = trail.decision
         prompt, completion = _PROMPT_TOKENS.findall(tail), _COMPLETION_TOKENS.findall(tail)
+        counted = int(prompt[-1]) if prompt else usage.prompt_tokens(tail)
         first_s = decision.first_byte_s
         self._put(
             Line(
@@ -92,7 +94,7 @@ class AccessLog:
                 status=status,
                 outcome=outcome.value,
                 retries=len(job.pick.exclude),
-                prompt_tokens=int(prompt[-1]) if prompt else _known(job.no_tokens_reason, decision.prompt_tokens),
+                prompt_tokens=_known(job.no_tokens_reason, decision.prompt_tokens) if counted is None else counted,
                 overlap_tokens=_known(job.no_tokens_reason, decision.overlap_tokens),
                 cached_tokens=trail.reported_tokens,
                 completion_tokens=int(completion[-1]) if completion else None,

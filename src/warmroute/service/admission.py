@@ -20,6 +20,7 @@ import msgspec
 from warmroute.core import openai
 from warmroute.core.admission import Charge, Gate, GateLimits, Rates, Verdict, Visit
 from warmroute.core.keys import PRIORITY_MAX, ApiKey, Keys
+from warmroute.core.usage import total_tokens
 from warmroute.errors import ClientError, LimitError
 from warmroute.service.access import KEY_HEADER
 from warmroute.service.ports import Dispatch, GatewayService, Headers, Outcome, Reply, RequestHead
@@ -291,8 +292,9 @@ class Admission:
     def _settle(self, request: _Request, tail: bytes) -> None:
         """Charge what the engine counted; without its word, the guess stands if it computed, else nothing."""
         counted = _TOTAL_TOKENS.findall(tail)
-        if counted and request.tokens is not None:
-            more = int(counted[-1]) - request.tokens.cost
+        total = int(counted[-1]) if counted else total_tokens(tail)
+        if total is not None and request.tokens is not None:
+            more = total - request.tokens.cost
             self._rates.settle((msgspec.structs.replace(request.tokens, cost=more),))
         elif not request.sent:
             self._give_back(request)

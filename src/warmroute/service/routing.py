@@ -16,22 +16,26 @@ from typing import TypedDict
 import msgspec
 
 from warmroute.config.tree import BreakerConfig, GatewayConfig
-from warmroute.core import openai
+from warmroute.core import forms, openai
 from warmroute.core.breaker import Breakers
+from warmroute.core.decision import Decision, PickRequest
 from warmroute.core.openai import RoutingRequest
 from warmroute.core.parity import Bounds, Evidence
-from warmroute.core.router import Decision, PickRequest, Router
+from warmroute.core.router import Router
+from warmroute.core.usage import prompt_tokens
 from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service.access_log import AccessLog, key_name, trace_id
+from warmroute.service.agreements import Agreements, Made
 from warmroute.service.avoidance import Avoided
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Dispatch, Headers, LocalReply, Outcome, Reply, RequestHead
 from warmroute.service.tokens import Tokenized, Tokens, Waiting
-from warmroute.service.tracking import Attempt, Job, Tracking, Trail
+from warmroute.service.tracking import Attempt, Tracking
+from warmroute.service.trail import Job, Trail
 from warmroute.service.trust import Trusts
-from warmroute.types import TokenIds, Worker, WorkerId
+from warmroute.types import Worker, WorkerId
 
-PREFIX_ROUTED = frozenset({"/v1/chat/completions", "/v1/completions"})
+PREFIX_ROUTED = forms.PATHS
 """Paths whose requests are routed by what the workers have cached."""
 
 RESETS_CACHE = frozenset({"/reset_prefix_cache", "/sleep"})
@@ -89,6 +93,7 @@ class Routing:
         self.router = router
         self.tracking = Tracking()
         self.trusts = Trusts(clock)
+        self.agreements = Agreements(clock)
         self._membership = membership
         self._tokens = tokens
         self._config = config
@@ -129,7 +134,9 @@ class Routing:
                 403, "The gateway is administered on a listener of its own: set admin.port.", code="admin"
             )
         if head.method == b"POST" and path in PREFIX_ROUTED:
-            return self._route(head, openai.parse(path, body))
+            request = forms.parse(path, body)
+            if request is not None:
+                return self._route(head, request)
         if head.method in (b"GET", b"HEAD"):
             reply = self._local.get(path) or self._local.get(path[: path.rfind("/") + 1])
             if reply is not None:
@@ -186,10 +193,12 @@ class Routing:
     def _note(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """What the end of an attempt says of its worker and its engine."""
         trail, worker = attempt.trail, attempt.trail.decision.worker
+        alike = attempt.job.made is None or self._alike(attempt.job.made, trail, prompt_tokens(tail))
         reported = _CACHED_TOKENS.findall(tail)
         self.trusts.ended(worker.id, trail.number, served=_computed(trail.status), reported=bool(reported))
         if reported:
             self.tracking.reported(trail, int(reported[-1]))
+        if reported and alike:
             self._judge(attempt.job, trail, int(reported[-1]))
         if outcome is Outcome.COMPLETE and trail.status == 200:
             self._acted(attempt.job, worker, tail)
@@ -201,6 +210,12 @@ class Routing:
             self._membership.report_unreachable(worker.endpoint)
         elif outcome is Outcome.ENGINE_LOST:  # one answer broke; whether the engine did, it is asked at once
             self._membership.refresh(worker.endpoint)
+
+    def _alike(self, made: Made, trail: Trail, counted: int | None) -> bool:
+        """Whether the engine, if it computed a prompt and has told of it, had the one that was made here."""
+        if not _computed(trail.status) or (counted is None and trail.outcome is not Outcome.COMPLETE):
+            return False
+        return self.agreements.compare(made, counted)
 
     def _log(self, attempt: Attempt, tail: bytes, *, status: int | None = None) -> None:
         """The request is over; `status`: what the gateway answers if the engine has not."""
@@ -256,15 +271,15 @@ class Routing:
         if not serving:
             raise self._unknown_model(request.model)
         asked = next((worker for worker in serving if worker.ready), serving[0])
-        found = self._tokens.ask(request, asked.endpoint)
+        found = self.agreements.paused(request) or self._tokens.ask(request, asked.endpoint)
         if isinstance(found, Tokenized):
-            return self._attempt(self._job(head, request, found.token_ids, found.reason))
+            return self._attempt(self._job(head, request, found))
         return self._route_text(head, request, found)
 
     async def _route_text(self, head: RequestHead, request: RoutingRequest, waiting: Waiting) -> Dispatch:
         found = await waiting()
         try:
-            return self._attempt(self._job(head, request, found.token_ids, found.reason))
+            return self._attempt(self._job(head, request, found))
         except NoWorkerError as error:
             self.tracking.refuse(error)
             raise
@@ -303,12 +318,11 @@ class Routing:
         """What is kept of a request's head for the access log."""
         return {"trace_id": trace_id(head), "key": key_name(head)} if self.access_log is not None else {}
 
-    def _job(
-        self, head: RequestHead, request: RoutingRequest, token_ids: TokenIds | None, no_tokens_reason: str | None
-    ) -> Job:
+    def _job(self, head: RequestHead, request: RoutingRequest, found: Tokenized) -> Job:
+        found, made = self.agreements.believed(request, found)
         pick = PickRequest(
             model=request.model,
-            token_ids=token_ids,
+            token_ids=found.token_ids,
             prompt_bytes=len(request.body),
             further_prompts=request.further_prompts,
             n=request.n,
@@ -323,7 +337,8 @@ class Routing:
             pick=pick,
             request_id=self._request_id(head),
             path=request.path,
-            no_tokens_reason=no_tokens_reason,
+            no_tokens_reason=found.reason,
+            made=made,
             full_report=request.full_report,
             plain=request.n == 1 and request.prompts == 1,
             authorize=head.header(b"authorization") is None,

@@ -12,7 +12,8 @@ from warmroute.core.router import Router
 from warmroute.service.ingest import WorkerStream
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Reply
-from warmroute.service.tracking import Tracking, Trail
+from warmroute.service.tracking import Tracking
+from warmroute.service.trail import Trail
 from warmroute.service.trust import Trusts
 from warmroute.types import Endpoint, Worker, WorkerId
 

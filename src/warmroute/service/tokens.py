@@ -259,6 +259,7 @@ def probes(model: str) -> list[RoutingRequest]:
         {"messages": [system, user, turn, user]},
         {"messages": [user, turn], "add_generation_prompt": False, "continue_final_message": True},
         {"messages": [parts]},
+        {"messages": [system, user], "add_special_tokens": True},
         {"messages": [special]},
         {"messages": [user], "tools": tools},
         {"messages": [user, *called, user], "tools": tools},

@@ -10,31 +10,13 @@ from collections import Counter, OrderedDict
 from itertools import islice
 from typing import Protocol
 
-import msgspec
-
-from warmroute.core.router import Decision, PickRequest
 from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service.ports import Headers, Outcome
+from warmroute.service.trail import Job, Trail
 from warmroute.types import Endpoint
 
 DECISIONS_KEPT_MAX = 10_000
 """Decisions kept for explanation: minutes of a busy gateway."""
-
-
-class Trail(msgspec.Struct):
-    """One decision and what became of it."""
-
-    request_id: str
-    decision: Decision
-    no_tokens_reason: str | None
-    outcome: Outcome | None = None
-    status: int | None = None
-    number: int = 0
-    """Of this attempt, unique."""
-    removed_before: int = 0
-    """Blocks its worker had announced as removed when it was sent."""
-    reported_tokens: int | None = None
-    """Prompt tokens the engine says it took from its cache, where its answer says so."""
 
 
 class Tracking:
@@ -103,28 +85,6 @@ class Tracking:
             for key in [key for key in counter if key[0] == name]:
                 del counter[key]
         del self.prompt_tokens[name], self.predicted_tokens[name], self.reported_tokens[name]
-
-
-class Job(msgspec.Struct, frozen=True):
-    """What is kept of a request while it runs, so that it can be tried again elsewhere."""
-
-    pick: PickRequest
-    request_id: str
-    path: str
-    no_tokens_reason: str | None = None
-    plain: bool = True
-    """Whether the engine's report is of this one prompt and answer: not so of several."""
-    full_report: bool = False
-    """Whether the engine was asked to announce again what it reuses."""
-    adapter: tuple[str | None, str | None] = (None, None)
-    """Name and path of the adapter that is loaded or unloaded."""
-    authorize: bool = True
-    """Whether the engine's key is to be added: the client sent none of its own."""
-    trace_id: str | None = None
-    key: str | None = None
-    """Whose request it is; known for the access log only."""
-    retriable: bool = True
-    """False if an engine may have acted on it although no answer came (an admin request)."""
 
 
 class Tracker(Protocol):

@@ -17,9 +17,10 @@ from warmroute.app.simulation.engine import Engine, Work
 from warmroute.app.simulation.results import Results
 from warmroute.app.simulation.scenario import FleetChange, Scenario
 from warmroute.app.simulation.workloads import Conversation, Turn, tokens_of
+from warmroute.core.decision import Decision, PickRequest
 from warmroute.core.hashing import prefix_hash_array
 from warmroute.core.index import make_index
-from warmroute.core.router import Decision, PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.core.wire.events import Event
 from warmroute.errors import NoWorkerError
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId

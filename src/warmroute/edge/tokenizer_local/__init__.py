@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from warmroute.core.forms.questions import Prompts, answered, asked, settled
 from warmroute.core.openai import RoutingRequest, flag, read_fields
 from warmroute.edge.tokenizer_local.encoder import Encoder
 from warmroute.edge.tokenizer_local.templates import Templates, content_format
@@ -37,6 +38,7 @@ class LocalTokenizer:
         self._encoder = Encoder(folder / "tokenizer.json")
         self._templates = Templates(folder, now)
         self._turns = Turns(self._encoder, self._templates)
+        self._answers: dict[str, Prompts] = {}
 
     async def tokens(self, request: RoutingRequest, endpoint: Endpoint) -> TokenIds:  # noqa: ARG002 - the port's
         """Token ids of the request's prompt. Raises TokenizeError."""
@@ -45,17 +47,27 @@ class LocalTokenizer:
 
     def begin(self, request: RoutingRequest) -> TokenIds | Rest:
         """The same, or what brings it if so much of the prompt is new that it is for a thread. Raises TokenizeError."""
+        if request.questions:
+            request = settled(request, {name: self._answer(name) for name in request.questions})
         fields = read_fields(request.body) if request.fields is None else request.fields
         if not request.chat:
             if request.prompt is None:
                 raise TokenizeError("prompt_form", "the prompt is neither text nor token ids")
             return self._encoder.begin(request.prompt, flag(fields.add_special_tokens, default=True))
-        known = self._turns.ids(fields)
+        known = self._turns.ids(fields, request.raw_calls)
         if known is None:
-            return self._encoder.begin(self._templates.render(fields), flag(fields.add_special_tokens))
+            text = self._templates.render(fields, raw_calls=request.raw_calls)
+            return self._encoder.begin(text, flag(fields.add_special_tokens))
         ids = array("I")
         ids.frombytes(known)
         return ids
+
+    def _answer(self, question: str) -> Prompts:
+        """What the template makes of a question's chats."""
+        if question not in self._answers:
+            prompts = [self._templates.attempt(each.body) for each in asked(question, "")]
+            self._answers[question] = answered(prompts)
+        return self._answers[question]
 
     def close(self) -> None:
         """Release the threads."""

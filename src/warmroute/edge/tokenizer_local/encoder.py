@@ -51,6 +51,7 @@ class Encoder:
         """Whether it can be told of each part of a text alone where its special tokens are."""
         self._words = Words.of(described, self._word_ids)
         self._kept: Kept[str, bytes] = Kept(CACHE_CHARS_MAX, {"": b""})
+        self._surrounds = self._encode_all(["a"], special=True) != self._encode_all(["a"], special=False)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
 
     def begin(self, text: str, special: bool) -> TokenIds | Rest:
@@ -58,6 +59,7 @@ class Encoder:
 
         `special`: with those that the tokenizer puts around every text.
         """
+        special = special and self._surrounds
         if special or self._special is None:
             if len(text) <= INLINE_CHARS_MAX:
                 return array("I", self._encode_all([text], special)[0])

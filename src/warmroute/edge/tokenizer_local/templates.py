@@ -20,7 +20,7 @@ import jinja2.runtime
 import jinja2.sandbox
 
 from warmroute.core.conversation import ContentFormat, Variables, variables
-from warmroute.core.openai import Fields, flag
+from warmroute.core.openai import Fields, flag, read_fields
 from warmroute.errors import ConfigError, TokenizeError
 
 _CONTINUE_MARK = "WARMROUTE_CONTINUES_HERE "
@@ -88,12 +88,21 @@ class Templates:
         with_tools = bytes(fields.tools) not in (b"", b"null") and "tool_use" in self.by_name
         return "tool_use" if with_tools else "default"
 
-    def render(self, fields: Fields) -> str:
-        """A chat's prompt. Raises TokenizeError."""
+    def attempt(self, body: bytes) -> str | None:
+        """A chat's prompt; None if the template refuses it."""
+        try:
+            return self.render(read_fields(body))
+        except TokenizeError as error:
+            if error.reason == "refused":
+                return None
+            raise
+
+    def render(self, fields: Fields, *, raw_calls: bool = False) -> str:
+        """A chat's prompt; `raw_calls` as `core.conversation` has it. Raises TokenizeError."""
         found = self.by_name.get(self.name(fields))
         if found is None:
             raise TokenizeError("unsupported", "the tokenizer's folder has no chat template")
-        seen = {**self.special, **variables(fields, found.form)}
+        seen = {**self.special, **variables(fields, found.form, raw_calls=raw_calls)}
         continues = flag(fields.continue_final_message)
         if continues and seen["add_generation_prompt"]:
             raise TokenizeError("refused", "continue_final_message and add_generation_prompt exclude each other")

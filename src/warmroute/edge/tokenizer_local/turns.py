@@ -103,6 +103,15 @@ class _Cut(NamedTuple):
     """What it reads of the loop."""
 
 
+class _About(NamedTuple):
+    """A request's fields beside its messages."""
+
+    number: bytes
+    """Never given to two that differ."""
+    template: str
+    raw_calls: bool
+
+
 class _Outline(NamedTuple):
     """What a chat consists of."""
 
@@ -124,54 +133,55 @@ class Turns:
         self._cuts = {name: found for name, found in cuts.items() if found is not None and encoder.separable}
         self._parts: Kept[bytes, Part] = Kept(CACHE_CHARS_MAX, {})
         self._outlines: Kept[bytes, _Outline] = Kept(OUTLINE_CHARS_MAX, {})
-        self._settings: dict[tuple[bytes, ...], bytes] = {}
+        self._settings: dict[tuple[bytes, ...], _About] = {}
         self._numbers = count(1)
         self._asked = self._made = 0
         self._failures: Counter[str] = Counter()
         self._proven: set[str] = set()
         """Templates of which an outline was made."""
 
-    def ids(self, fields: Fields) -> bytes | None:
+    def ids(self, fields: Fields, raw_calls: bool) -> bytes | None:
         """A chat's ids as 32-bit integers of this machine; None if it must be rendered whole. Raises TokenizeError."""
         name = self._templates.name(fields)
         if name not in self._cuts or flag(fields.continue_final_message) or flag(fields.add_special_tokens):
             return None
         if given(fields.chat_template) or given(fields.documents) or not (raws := elements(fields.messages)):
             return None
-        about = self._about(name, fields)
-        key = b"%b\0%d,%b" % (raws[0], len(raws), about)
+        about = self._about(name, fields, raw_calls)
+        key = b"%b\0%d,%b" % (raws[0], len(raws), about.number)
         known = self._outlines.all((key,))
-        outline = known[0] if known is not None else self._outline(name, key, fields, raws, about)
+        outline = known[0] if known is not None else self._outline(key, about, fields, raws)
         if outline is None:
             return None
         keys = [raws[place] + more for place, more in outline.slots]
-        parts = self._parts.all(keys) or self._render(name, fields, raws, keys, outline)
+        parts = self._parts.all(keys) or self._render(about, fields, raws, keys, outline)
         if parts is None:
             return None
         found = join([*outline.before, *parts, *outline.after], self._encoder.seam)
         self._asked += 1
         if (known is None and self._made <= COMPARED_FIRST) or self._asked % COMPARED_EVERY == 0:
-            return self._compared(name, fields, found)
+            return self._compared(about, fields, found)
         return found
 
-    def _about(self, name: str, fields: Fields) -> bytes:
-        """A short name for the fields beside the messages that a template sees; never given to two."""
+    def _about(self, name: str, fields: Fields, raw_calls: bool) -> _About:
+        """What there is beside the messages that a template sees."""
         kwargs, effort, generates = fields.chat_template_kwargs, fields.reasoning_effort, fields.add_generation_prompt
-        seen = (name.encode(), bytes(fields.tools), bytes(kwargs), bytes(effort), bytes(generates))
+        seen = (name.encode(), bytes(fields.tools), bytes(kwargs), bytes(effort), bytes(generates), b"%d" % raw_calls)
         found = self._settings.get(seen)
         if found is None:
             if len(self._settings) >= SETTINGS_MAX:
                 self._settings.clear()
-            found = self._settings[seen] = b"%d;" % next(self._numbers)
+            found = self._settings[seen] = _About(b"%d;" % next(self._numbers), name, raw_calls)
         return found
 
-    def _outline(self, name: str, key: bytes, fields: Fields, raws: list[bytes], about: bytes) -> _Outline | None:
+    def _outline(self, key: bytes, about: _About, fields: Fields, raws: list[bytes]) -> _Outline | None:
         """What a chat consists of, kept from now on; None if this cannot be told without looking at the messages."""
         known, _ = self._outlines.look((key,))
         if known:
             return known[key]
+        name = about.template
         chat, template = self._templates.by_name[name], self._cuts[name]
-        first = decoded_message(raws[0], chat.form)
+        first = decoded_message(raws[0], chat.form, about.raw_calls)
         messages = [first, *map(_Unseen, range(1, len(raws)))]
         given_out: list[_Slot] = []
 
@@ -207,7 +217,7 @@ class Turns:
             return None
         self._proven.add(name)
         self._made += 1
-        keys = [(each.place, b"\0%b%b" % (about, repr(each.seen).encode())) for each in slots]
+        keys = [(each.place, b"\0%b%b" % (about.number, repr(each.seen).encode())) for each in slots]
         made = _Outline(before, keys, {each.place: each.seen for each in slots}, after)
         self._outlines.keep(key, made)
         return made
@@ -218,19 +228,19 @@ class Turns:
         return None if part is None else [part]
 
     def _render(
-        self, name: str, fields: Fields, raws: list[bytes], keys: list[bytes], outline: _Outline
+        self, about: _About, fields: Fields, raws: list[bytes], keys: list[bytes], outline: _Outline
     ) -> list[Part] | None:
         """The parts, those that are new rendered and kept; None if that is not for here."""
         known, missing = self._parts.look(keys)
-        chat, template = self._templates.by_name[name], self._cuts[name]
+        chat, template = self._templates.by_name[about.template], self._cuts[about.template]
         places = {key: place for key, (place, _) in zip(keys, outline.slots, strict=True)}
         try:
-            about = {**self._templates.special, **settings(fields)}
+            seen = {**self._templates.special, **settings(fields)}
             for key in missing:
                 place = places[key]
-                about[template.target] = decoded_message(raws[place], chat.form)
-                about["loop"] = dict(zip(template.reads, outline.seen[place], strict=True))
-                part = self._encoder.part("".join(template.body.root_render_func(template.body.new_context(about))))
+                seen[template.target] = decoded_message(raws[place], chat.form, about.raw_calls)
+                seen["loop"] = dict(zip(template.reads, outline.seen[place], strict=True))
+                part = self._encoder.part("".join(template.body.root_render_func(template.body.new_context(seen))))
                 if part is None:
                     return None
                 self._parts.keep(key, part)
@@ -239,10 +249,11 @@ class Turns:
             return None
         return [known[key] for key in keys]
 
-    def _compared(self, name: str, fields: Fields, found: bytes | None) -> bytes | None:
+    def _compared(self, about: _About, fields: Fields, found: bytes | None) -> bytes | None:
         """Hold them against the prompt that is rendered whole."""
+        name = about.template
         try:
-            whole = self._encoder.begin(self._templates.render(fields), special=False)
+            whole = self._encoder.begin(self._templates.render(fields, raw_calls=about.raw_calls), special=False)
         except TokenizeError:
             self._cuts.pop(name, None)
             raise

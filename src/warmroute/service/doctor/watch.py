@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from warmroute.config.tree import EventsConfig
+from warmroute.core.decision import PickRequest
 from warmroute.core.index import make_index
-from warmroute.core.router import PickRequest, Router
+from warmroute.core.router import Router
 from warmroute.core.stream_states import State
 from warmroute.core.wire import ReplayBatch, ReplayEnd, decode_replay
 from warmroute.errors import WireError

@@ -18,8 +18,9 @@ DONE = b"data: [DONE]\n\n"
 
 
 def server_sent(chunk: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+    """One server-sent event; one with a type is named by it."""
+    name = f"event: {chunk['type']}\n".encode() if "type" in chunk else b""
+    return name + b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
 
 @dataclass(slots=True)
@@ -31,6 +32,9 @@ class _Choice:
 
 class Answer:
     """What has been generated for one request."""
+
+    done = DONE
+    """What a stream ends with."""
 
     def __init__(
         self, body: Body, generation: Generation, *, chat: bool, request_id: str, now: float, details: bool = True

@@ -14,8 +14,10 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from warmroute.core import forms
 from warmroute.testing.engine import metrics, tokenizer
-from warmroute.testing.engine.answers import DONE, Answer, server_sent
+from warmroute.testing.engine.answers import Answer, server_sent
+from warmroute.testing.engine.form_answers import REWRITTEN
 from warmroute.testing.engine.options import Faults
 from warmroute.testing.engine.process import Process, Rank
 from warmroute.testing.engine.requests import (
@@ -26,6 +28,7 @@ from warmroute.testing.engine.requests import (
     completion_prompts,
     generation,
     read_body,
+    rewritten,
 )
 
 _Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -48,6 +51,8 @@ class _Api:
             [
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/v1/completions", self._completions),
+                web.post(forms.MESSAGES, self._rewritten),
+                web.post(forms.RESPONSES, self._rewritten),
                 web.post("/tokenize", self._tokenize),
                 web.post("/detokenize", self._detokenize),
                 web.get("/v1/models", self._models),
@@ -73,7 +78,9 @@ class _Api:
                 return _json({"error": "Unauthorized"}, 401)
             response = await handler(request)
         except Refusal as refusal:
-            response = _json(refusal.body, refusal.status)
+            error = refusal.body["error"]
+            plain = {"type": "error", "error": {"type": error["type"], "message": error["message"]}}
+            response = _json(plain if request.path == forms.MESSAGES else refusal.body, refusal.status)
         except web.HTTPException as error:
             response = _json({"detail": error.reason}, error.status)
         if not response.prepared:
@@ -81,6 +88,9 @@ class _Api:
         return response
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, chat=True)
+
+    async def _rewritten(self, request: web.Request) -> web.StreamResponse:
         return await self._generate(request, chat=True)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
@@ -92,11 +102,15 @@ class _Api:
         if faults.happens("refuse_requests"):
             raise Refusal(503, "ServiceUnavailableError", "The engine was told to refuse this request.")
         body = read_body(raw, process)
+        if request.path in REWRITTEN:
+            body = rewritten(request.path, raw, body)
         wanted = generation(body, process, chat=chat, session_id=request.headers.get("X-Session-ID"))
         rank = self._rank(request)
         request_id = request.headers.get("X-Request-Id") or uuid.uuid4().hex
         details = process.options.prompt_tokens_details
-        answer = Answer(body, wanted, chat=chat, request_id=request_id, now=process.time.now(), details=details)
+        answer = REWRITTEN.get(request.path, Answer)(
+            body, wanted, chat=chat, request_id=request_id, now=process.time.now(), details=details
+        )
         if faults.happens("misreport_answers"):
             answer.misreport()
         answer.named(body.model or process.options.model)
@@ -114,7 +128,7 @@ class _Api:
             return _cut(request, response)
         if response is None:
             return _json(answer.whole())
-        await response.write(b"".join(map(server_sent, answer.closing())) + DONE)
+        await response.write(b"".join(map(server_sent, answer.closing())) + answer.done)
         return response
 
     async def _open_stream(self, request: web.Request, answer: Answer) -> web.StreamResponse:

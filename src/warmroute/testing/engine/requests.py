@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from warmroute.core import forms
 from warmroute.testing.engine import tokenizer
 from warmroute.testing.engine.process import Generation, Process
 
@@ -42,6 +43,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     continue_final_message: bool = False
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -72,6 +74,25 @@ def read_body(raw: bytes, process: Process) -> Body:
         message = f"The model `{body.model}` does not exist. Valid aliases: {process.options.model}."
         raise Refusal(404, "NotFoundError", message, "model")
     return body
+
+
+def rewritten(path: str, raw: bytes, body: Body) -> Body:
+    """The chat that a request to `/v1/messages` or `/v1/responses` stands for, as vLLM has it. Raises Refusal."""
+    request = forms.parse(path, raw)
+    if request is None or request.opaque is not None:
+        reason = "it names no model" if request is None else request.opaque
+        raise Refusal(501, "NotImplementedError", f"The simulated engine does not understand this request: {reason}.")
+    chat = msgspec.json.decode(request.body, type=Body)
+    wanted = body.max_output_tokens if path == forms.RESPONSES else body.max_tokens
+    return msgspec.structs.replace(
+        body,
+        messages=chat.messages,
+        tools=chat.tools,
+        add_generation_prompt=chat.add_generation_prompt,
+        continue_final_message=chat.continue_final_message,
+        max_tokens=wanted,
+        stream_options=None,
+    )
 
 
 def chat_prompt(body: Body) -> list[int]:

@@ -1,0 +1,68 @@
+"""The chat request that other forms become: what a tokenizer is asked with, and what of a form it was made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from warmroute.core.openai import given
+from warmroute.errors import TokenizeError
+
+
+class Chat:
+    """A chat request that grows; its prompt is that of the request it is made from."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.features: set[str] = set()
+        """What it was made from beyond plain messages. Each may be converted otherwise by another release."""
+        self.questions: list[str] = []
+        """What is left open."""
+        self._fields: dict[str, Any] = {}
+
+    def add(self, message: dict[str, Any], feature: str | None = None) -> None:
+        """One more message."""
+        self.messages.append(message)
+        if feature is not None:
+            self.features.add(feature)
+
+    def set(self, name: str, value: Any) -> None:
+        """A field beside the messages, which is a feature as well."""
+        self._fields[name] = value
+        self.features.add(name)
+
+    def ask(self, question: str) -> None:
+        """Leave something open that only the chat template can say, which is a feature as well."""
+        if question not in self.questions:
+            self.questions.append(question)
+        self.features.add(question)
+
+    @property
+    def shape(self) -> str:
+        """The features as one word, for keys and metrics."""
+        return "+".join(sorted(self.features)) or "text"
+
+    def body(self, model: str) -> bytes:
+        """As JSON."""
+        try:
+            return msgspec.json.encode({"model": model, "messages": self.messages, **self._fields})
+        except (ValueError, RecursionError) as error:  # a lone surrogate
+            raise undecodable(error) from error
+
+
+def prompt_was_forwarded(transfer: Raw) -> None:
+    """Raises TokenizeError if a request between engines brings its prompt along as token ids."""
+    if b"prompt_token_ids" in (given(transfer) or b""):
+        raise TokenizeError("forwarded", "token ids in kv_transfer_params take the place of the messages")
+
+
+def undecodable(error: Exception) -> TokenizeError:
+    """What the engine will refuse, or reads otherwise than we do."""
+    return TokenizeError("form", f"not as the API has it: {error}")
+
+
+def hidden_tools() -> TokenizeError:
+    """Tools beside a choice of none: engines show them to the model or not, as they were started."""
+    return TokenizeError("tool_choice", "tools that must not be called: whether the model sees them is the engine's")
