@@ -14,13 +14,13 @@ from warmroute.errors import TokenizeError
 class Chat:
     """A chat request that grows; its prompt is that of the request it is made from."""
 
-    def __init__(self) -> None:
+    def __init__(self, **fields: Any) -> None:
         self.messages: list[dict[str, Any]] = []
         self.features: set[str] = set()
         """What it was made from beyond plain messages. Each may be converted otherwise by another release."""
         self.questions: list[str] = []
         """What is left open."""
-        self._fields: dict[str, Any] = {}
+        self._fields = fields
 
     def add(self, message: dict[str, Any], feature: str | None = None) -> None:
         """One more message."""

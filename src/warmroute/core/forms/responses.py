@@ -82,8 +82,7 @@ def convert(body: bytes) -> Chat:
     """The chat request. Raises TokenizeError if it cannot be known, ValueError if it is not as the API has it."""
     request = _REQUEST.decode(body)
     _self_contained(request)
-    chat = Chat()
-    chat.set("add_special_tokens", True)
+    chat = Chat(add_special_tokens=True)
     items = [_Item(role="user", content=request.input)] if isinstance(request.input, str) else request.input
     for item in items:
         _add(chat, item)
