@@ -83,9 +83,17 @@ def measure_ingest(new: Callable[[], Any]) -> None:
             took.append(_apply_all(subject, events))
             assert list(subject.depths(subject.find(subject.query(chains[0]))).values()) == [depth]
         tell(f"{per_event} blocks an event", cpu_ns_per_block=statistics.median(took) / blocks)
+        if hasattr(subject, "decode"):
+            decoding = cpu_ns(_each, subject.decode, [event for _, event in events])
+            tell(f"{per_event} blocks an event, of it decoding", cpu_ns_per_block=decoding / blocks)
     if hasattr(new(), "stored_many"):
         _measure_messages(new, chains)
     _measure_shared(new)
+
+
+def _each(call: Callable[[bytes], object], events: list[bytes]) -> None:
+    for event in events:
+        call(event)
 
 
 def _measure_messages(new: Callable[[], Any], chains: list[Chain]) -> None:

@@ -31,7 +31,7 @@ class Warmroute:
         self.index: Any = make_index(1000)
         self.report = ApplyReport()
         self.hash = prefix_hashes
-        self._decode = decode_natively
+        self.decode = decode_natively
 
     @staticmethod
     def version() -> str:
@@ -75,7 +75,7 @@ class Warmroute:
         return encode_batch([BlockRemoved(block_hashes=tuple(hashes))])
 
     def apply(self, worker: int, event: bytes) -> None:
-        self.index.add_batch(worker, self._decode(event), self.report)
+        self.index.add_batch(worker, self.decode(event), self.report)
 
     def settle(self) -> None:
         """Nothing is left to be done behind a call's back."""
