@@ -39,7 +39,7 @@ def serve(tables: list[LoadTable], workers: list[Worker], requests: int) -> floa
         table.columns(now)
         lease = table.book(worker.id, 1000, 500, now, prefill_observable=True)
         table.prefilled(lease, now + 0.05)
-        table.release(lease)
+        table.release(lease, now + 0.05)
     return (time.process_time() - begun) / requests * 1e6
 
 

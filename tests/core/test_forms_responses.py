@@ -67,7 +67,7 @@ def test_a_text_is_what_the_user_says() -> None:
 
 def test_what_routing_needs_is_kept() -> None:
     request = parse(stream=True, cache_salt="s", priority=-1, store=False, truncation="disabled")
-    assert (request.path, request.shape) == (RESPONSES, "add_special_tokens")
+    assert (request.path, request.shape) == (RESPONSES, "text")
     assert (request.stream, request.cache_salt, request.priority) == (True, "s", -1)
 
 
@@ -146,7 +146,7 @@ def test_tools_that_engines_run_themselves_are_not_shown() -> None:
     search = {"type": "web_search_preview"}
     made = parse(tools=[search, {"type": "function", "name": "g"}])
     assert [tool["function"]["name"] for tool in json.loads(made.body)["tools"]] == ["g"]
-    assert made.shape == "add_special_tokens+tools+unseen_tools"
+    assert made.shape == "tools+unseen_tools"
     assert chat(tools=[search])["tools"] == []
 
 

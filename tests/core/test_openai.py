@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,18 @@ from warmroute.core import openai
 from warmroute.errors import ClientError
 
 CHAT = "/v1/chat/completions"
+RARE: dict[str, Any] = {
+    "cache_salt": "s",
+    "n": 2,
+    "echo": True,
+    "prompt_logprobs": 1,
+    "priority": 3,
+    "vllm_xargs": {"kv_cache_report_mode": "full"},
+    "truncate_prompt_tokens": 5,
+    "suffix": "s",
+    "prompt_embeds": "x",
+}
+"""What few chats say, each with a value that changes how they are routed."""
 COMPLETIONS = "/v1/completions"
 
 
@@ -27,6 +40,20 @@ def test_defaults_of_a_chat_request() -> None:
     body = b'{"model": "m", "messages": []}'
     parsed = openai.parse(CHAT, body)
     assert parsed == openai.RoutingRequest(path=CHAT, model="m", body=body, chat=True, fields=parsed.fields)
+
+
+@pytest.mark.parametrize("stream", [True, False, None])
+@pytest.mark.parametrize("max_tokens", [7, "7", None])
+def test_a_chat_is_read_alike_whether_rare_fields_are_absent_or_null(stream: Any, max_tokens: Any) -> None:
+    """Most chats are read in a shorter way, by which no field may be overlooked."""
+    said = {"stream": stream, "max_tokens": max_tokens}
+    short, long = chat(**said), chat(**said, **dict.fromkeys(RARE))
+    assert short == msgspec.structs.replace(long, body=short.body)
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_no_rare_field_of_a_chat_is_overlooked(name: str) -> None:
+    assert chat(**{name: RARE[name]}) != msgspec.structs.replace(chat(), body=chat(**{name: RARE[name]}).body)
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ def test_sessions_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) 
 
 def test_priority_scales_what_the_delay_of_others_counts() -> None:
     """The warm worker has a queue: for itself a request would go elsewhere, for others' sake it waits a little."""
-    policy, wait = ours(), PROMPT * 0.001 * 1.4
+    policy, wait = ours(eviction_weight=0.0), PROMPT * 0.001 * 1.4
 
     def asked(priority: int) -> Candidates:
         facts = {"busy": [0.5, 0.5], "free_at": [wait, 0.0], "requests_per_s": 5.0}

@@ -78,8 +78,8 @@ def test_the_warm_worker_wins_and_the_decision_says_why() -> None:
     assert [rows[f"127.0.0.1:800{n}"].overlap_tokens for n in range(3)] == [0, 160, 64]
     assert rows["127.0.0.1:8001"].chosen
     assert rows["127.0.0.1:8001"].overlap_by_medium == {"GPU": 160}
-    assert rows["127.0.0.1:8000"].cost == pytest.approx(FIXED_S + 1.4 * 0.161, rel=0.01), "others pay too"
-    assert rows["127.0.0.1:8001"].cost == pytest.approx(FIXED_S + 1.4 * 0.001, rel=0.01)
+    assert rows["127.0.0.1:8000"].cost == pytest.approx(FIXED_S + 0.161, rel=0.01)
+    assert rows["127.0.0.1:8001"].cost == pytest.approx(FIXED_S + 0.001, rel=0.01)
 
 
 def test_the_last_token_is_never_taken_from_a_cache() -> None:

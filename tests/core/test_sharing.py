@@ -71,7 +71,7 @@ class Shared(RuleBasedStateMachine):
         if leases := self.leases[process]:
             lease = leases[which % len(leases)]
             if how == "end":
-                self.tables[process].release(lease)
+                self.tables[process].release(lease, self.now)
                 leases.remove(lease)
             else:
                 self.tables[process].prefilled(lease, self.now)
@@ -157,11 +157,11 @@ def test_a_step_that_another_process_shared_is_not_taken_for_slowness() -> None:
         single = alone.book(fleet[0].id, 1000, 1000, now, prefill_observable=True)
         now += 0.1
         alone.prefilled(single, now)
-        alone.release(single)
+        alone.release(single, now)
         if len(pending) > 3:
             of, lease = pending.pop(0)
             of.prefilled(lease, now)
-            of.release(lease)
+            of.release(lease, now)
     for table in tables:
         learned, expected = (
             table.rates.step_s(0, (1.0, 1000.0, pairs(1000, 1000), 0.0)),

@@ -290,6 +290,14 @@ def test_a_keys_tokens_are_charged_as_the_engine_counts_them() -> None:
     assert refusal(stage, key="bob").retry_after_s > 100
 
 
+def test_tokens_of_messages_are_charged_by_their_sum() -> None:
+    stage = Stage()
+    counted = b'"usage":{"input_tokens":20,"output_tokens":30,"cache_read_input_tokens":400}'
+    stage.served(key="bob").finished(Outcome.COMPLETE, counted)
+    stage.now = 60.0
+    assert refusal(stage, key="bob").retry_after_s > 100
+
+
 def test_without_the_engines_word_the_guess_stands() -> None:
     stage = Stage()
     stage.served(key="bob", size=300).finished(Outcome.CLIENT_GONE)

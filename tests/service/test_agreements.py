@@ -12,6 +12,7 @@ from routing_stage import CHAT, Stage, named, worker
 from warmroute.core.forms import MESSAGES, RESPONSES
 from warmroute.core.openai import RoutingRequest
 from warmroute.core.usage import prompt_tokens, total_tokens
+from warmroute.service.access_log import AccessLog
 from warmroute.service.agreements import AGREEING_AGAIN, KINDS_MAX, PAUSE_S, Agreements, Made
 from warmroute.service.ports import Outcome
 from warmroute.service.tokens import Tokenized
@@ -147,6 +148,15 @@ async def test_the_second_request_goes_where_the_first_is_cached() -> None:
     assert (named(second), second.trail.no_tokens_reason) == ("10.0.0.1:8002", None)
     assert (b"x-warmroute-overlap-tokens", b"32") in second.response_headers
     assert stage.routing.tracking.predictions == {("10.0.0.1:8002", "exact"): 1}
+
+
+async def test_the_access_log_has_what_the_engine_counted() -> None:
+    stage, written = Stage(tokenizer=FakeTokenizer(IDS)), list[bytes]()
+    stage.routing.access_log = AccessLog(written.append, stage.clock, stage.clock)
+    await ask(stage, 48, 32)
+    line = json.loads(written[0])
+    assert (line["path"], line["prompt_tokens"]) == (MESSAGES, 48)
+    assert (line["cached_tokens"], line["completion_tokens"]) == (32, 3)
 
 
 async def test_what_differs_is_routed_by_load_and_says_nothing_of_the_worker() -> None:

@@ -195,7 +195,7 @@ class RoutingConfig:
     """Whether a request may name a built-in policy (`routing-strategy`) or a worker (`x-warmroute-worker`)."""
     prefill_tokens_per_s: float = 8000.0
     """Prompt tokens an engine computes per second, until its own answers have shown it."""
-    decode_weight: float = 40.0
+    decode_weight: float = 10.0
     """Steps of generation whose slowing counts, relative to this request's own wait; 0: generations do not count."""
     others_weight: float = 4.0
     """Worth of delaying requests yet to come, relative to this request's own wait."""
@@ -203,7 +203,7 @@ class RoutingConfig:
     """Price of a token that does not fit into a worker's cache, relative to computing it."""
     replication_weight: float = 1.0
     """How readily a prefix is copied to another worker when its holders are busy; 0: never for that reason."""
-    eviction_weight: float = 0.6
+    eviction_weight: float = 1.0
     """What it costs that a prefill pushes out what a busy worker computed lately, as a share of that prefill."""
     speculative_ttl_s: float = 2.0
     """How long blocks are assumed stored because a request was just routed there, unless events say so."""

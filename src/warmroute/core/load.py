@@ -12,6 +12,9 @@ and every first byte says how far the worker really is::
     booked       |--- A ---|-- B --|---- C ----|      first byte of A at t: C will be done at t + B + C
                            ^ t                 ^ free_at
 
+First and last bytes also say when a step ended, and that the next began: who comes right then waits for all of it,
+though nothing is queued. Without this, requests would be drawn to each worker at the worst moment, when its load falls.
+
 Where several processes serve together, the table publishes its sums and adds what the others publish (`sharing.py`).
 
 Invariant: a worker's counts are the sums over its open leases, and zero without any.
@@ -34,6 +37,8 @@ RECENT_S = 20.0
 NOTHING = (0.0, 0.0)
 SAME_STEP_S = 0.002
 """First bytes that come closer together than this are of one step: no engine's steps are shorter."""
+STEP_SHARE = 2 / 3
+"""Of a step as it was learned, which has in it half of the one that a request finds under way, on average."""
 
 
 class Lease:
@@ -118,7 +123,7 @@ class LoadTable:
         self.kv_tokens: list[int] = []
         """Prompt tokens of all requests in flight: what of the worker's cache cannot be evicted now, at least."""
         self.free_at: list[float] = []
-        """When what is booked is expected to be computed, in seconds; in the past if nothing is."""
+        """When what is booked is expected to be computed, or a step that is known to have begun to be over."""
         self.busy: list[float] = []
         """Share of the last `RECENT_S` seconds or so for which prefill was booked."""
         self.requests_per_s = 0.0
@@ -220,11 +225,14 @@ class LoadTable:
         if lease.observable:
             self._observe(lease, now)
         self._done_s[slot] = max(self._done_s[slot], lease.mark)
-        self.free_at[slot] = now + (self._booked_s[slot] - self._done_s[slot] if self.prefilling[slot] else 0.0)
+        if self.prefilling[slot]:
+            self.free_at[slot] = now + self._booked_s[slot] - self._done_s[slot]
+        else:
+            self.free_at[slot] = now + self._generation_s(slot)
         if lease.observable:
             self._publish(slot)  # else its end follows at once
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, now: float) -> None:
         """Close the lease, however it ended. No-op when it is closed already."""
         if not lease.open:
             return
@@ -233,6 +241,10 @@ class LoadTable:
         self.requests[lease.slot] -= 1
         self.kv_tokens[lease.slot] -= lease.prompt_tokens
         lease.open = False
+        if self.requests[lease.slot]:
+            self.free_at[lease.slot] = max(self.free_at[lease.slot], now + self._generation_s(lease.slot))
+        else:
+            self.free_at[lease.slot] = min(self.free_at[lease.slot], now)
         self._publish(lease.slot)
 
     def pass_time(self, now: float) -> None:
@@ -285,6 +297,10 @@ class LoadTable:
             sums_hold = 0 <= prefilling <= requests and tokens >= 0 and kv >= 0
             assert sums_hold, (worker, requests, prefilling, tokens, kv)  # noqa: S101 - what check() is for
             assert requests or not (tokens or kv), (worker, tokens, kv)  # noqa: S101
+
+    def _generation_s(self, slot: int) -> float:
+        """Seconds that a step takes in which nothing but generations run."""
+        return STEP_SHARE * self.rates.step_s(slot, (1.0, 0.0, 0.0, float(self.kv_tokens[slot])))
 
     def _observe(self, lease: Lease, now: float) -> None:
         """Learn from a first byte. Those that come together are one step's."""

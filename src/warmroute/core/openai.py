@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -120,6 +121,19 @@ _MEDIA_KEYS = frozenset(
 )
 _TRUE_WORDS = frozenset({"true", "t", "yes", "y", "on", "1"})
 
+_rarely_said = attrgetter(
+    "cache_salt",
+    "n",
+    "echo",
+    "prompt_logprobs",
+    "priority",
+    "vllm_xargs",
+    "truncate_prompt_tokens",
+    "suffix",
+    "prompt_embeds",
+)
+_NOTHING_RARE = (_ABSENT,) * 9
+
 # msgspec's ValidationError and DecodeError and the codec's UnicodeDecodeError are all ValueErrors.
 _UNREADABLE = (ValueError, RecursionError)
 
@@ -129,8 +143,13 @@ def parse(path: str, body: bytes) -> RoutingRequest:
     fields = read_fields(body)
     chat = path.endswith("/chat/completions")
     model = _model(fields.model)
-    token_ids, prompt, prompts, opaque = (None, None, [], None) if chat else _prompt(fields)
     multimodal = chat and _multimodal(fields.messages)
+    if chat and not multimodal and _rarely_said(fields) == _NOTHING_RARE:  # nearly every chat
+        max_tokens = _max_tokens(fields, chat)
+        return RoutingRequest(
+            path=path, model=model, body=body, chat=True, stream=flag(fields.stream), max_tokens=max_tokens
+        )
+    token_ids, prompt, prompts, opaque = (None, None, [], None) if chat else _prompt(fields)
     if opaque := _opaque(fields, multimodal) or opaque:
         token_ids = prompt = None
     return RoutingRequest(
@@ -219,6 +238,8 @@ def given(raw: Raw) -> bytes | None:
 
 def flag(raw: Raw, default: bool = False) -> bool:
     """A field's truth value, as the engines' validation takes it."""
+    if raw is _ABSENT:
+        return default
     value = _value(raw)
     if isinstance(value, str):
         return value.lower() in _TRUE_WORDS
@@ -258,6 +279,8 @@ def _text(raw: Raw) -> str | None:
 
 
 def _integer(raw: Raw) -> int | None:
+    if raw is _ABSENT:
+        return None
     value = _value(raw)
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19:
         return int(value)

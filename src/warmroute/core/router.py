@@ -141,7 +141,7 @@ class Router:
         """The request is over. `served` is false if the worker never took it up: then its claims are void."""
         if decision.lease.open and (ended := getattr(decision.decided_by, "ended", None)) is not None:
             ended(decision.worker.id, decision.chain)
-        self.load.release(decision.lease)
+        self.load.release(decision.lease, now)
         if served:
             self.prefilled(decision, now)
         else:

@@ -181,13 +181,23 @@ class RequestHead:
     method: bytes
     target: bytes
     headers: Headers
+    _names: list[bytes] | None = field(default=None, repr=False, compare=False)  # given by who has lowered them already
     _first: dict[bytes, bytes] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def names(self) -> list[bytes]:
+        """The headers' names in lower case, in order."""
+        names = self._names
+        if names is None:
+            names = self._names = [name.lower() for name, _ in self.headers]
+        return names
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that lower-case name, or None."""
         first = self._first
         if first is None:
-            first = self._first = {key.lower(): value for key, value in reversed(self.headers)}
+            values = [value for _, value in reversed(self.headers)]
+            first = self._first = dict(zip(reversed(self.names), values, strict=True))
         return first.get(name)
 
 

@@ -37,6 +37,8 @@ def parse(path: str, body: bytes) -> RoutingRequest | None:
         made = chat.body(request.model)
     except TokenizeError as error:
         return msgspec.structs.replace(request, opaque=error.reason)
+    except (ValueError, RecursionError):  # the engine will refuse it, or reads it otherwise than we do
+        return msgspec.structs.replace(request, opaque="form")
     return msgspec.structs.replace(
         request, body=made, shape=chat.shape, questions=tuple(chat.questions), raw_calls=path == RESPONSES
     )

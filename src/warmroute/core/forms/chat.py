@@ -14,13 +14,13 @@ from warmroute.errors import TokenizeError
 class Chat:
     """A chat request that grows; its prompt is that of the request it is made from."""
 
-    def __init__(self) -> None:
+    def __init__(self, **fields: Any) -> None:
         self.messages: list[dict[str, Any]] = []
         self.features: set[str] = set()
         """What it was made from beyond plain messages. Each may be converted otherwise by another release."""
         self.questions: list[str] = []
         """What is left open."""
-        self._fields: dict[str, Any] = {}
+        self._fields = fields
 
     def add(self, message: dict[str, Any], feature: str | None = None) -> None:
         """One more message."""
@@ -45,22 +45,14 @@ class Chat:
         return "+".join(sorted(self.features)) or "text"
 
     def body(self, model: str) -> bytes:
-        """As JSON."""
-        try:
-            return msgspec.json.encode({"model": model, "messages": self.messages, **self._fields})
-        except (ValueError, RecursionError) as error:  # a lone surrogate
-            raise undecodable(error) from error
+        """As JSON. Raises ValueError for what is no Unicode text."""
+        return msgspec.json.encode({"model": model, "messages": self.messages, **self._fields})
 
 
 def prompt_was_forwarded(transfer: Raw) -> None:
     """Raises TokenizeError if a request between engines brings its prompt along as token ids."""
     if b"prompt_token_ids" in (given(transfer) or b""):
         raise TokenizeError("forwarded", "token ids in kv_transfer_params take the place of the messages")
-
-
-def undecodable(error: Exception) -> TokenizeError:
-    """What the engine will refuse, or reads otherwise than we do."""
-    return TokenizeError("form", f"not as the API has it: {error}")
 
 
 def hidden_tools() -> TokenizeError:

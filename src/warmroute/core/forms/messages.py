@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Raw
 
-from warmroute.core.forms.chat import Chat, hidden_tools, prompt_was_forwarded, undecodable
+from warmroute.core.forms.chat import Chat, hidden_tools, prompt_was_forwarded
 from warmroute.core.forms.questions import INLINE_SYSTEM, NO_THINKING
 from warmroute.core.openai import given
 from warmroute.errors import TokenizeError
@@ -82,11 +82,8 @@ _Said: TypeAlias = dict[str, Any]
 
 
 def convert(body: bytes) -> Chat:
-    """The chat request. Raises TokenizeError if it cannot be known."""
-    try:
-        request = _REQUEST.decode(body)
-    except (ValueError, RecursionError) as error:
-        raise undecodable(error) from error
+    """The chat request. Raises TokenizeError if it cannot be known, ValueError if it is not as the API has it."""
+    request = _REQUEST.decode(body)
     prompt_was_forwarded(request.kv_transfer_params)
     chat = Chat()
     if system := _system_text(request.system):

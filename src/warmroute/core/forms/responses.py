@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Raw
 
-from warmroute.core.forms.chat import Chat, hidden_tools, prompt_was_forwarded, undecodable
+from warmroute.core.forms.chat import Chat, hidden_tools, prompt_was_forwarded
 from warmroute.core.openai import flag, given
 from warmroute.errors import TokenizeError
 
@@ -79,14 +79,10 @@ _Said: TypeAlias = dict[str, Any]
 
 
 def convert(body: bytes) -> Chat:
-    """The chat request. Raises TokenizeError if it cannot be known."""
-    try:
-        request = _REQUEST.decode(body)
-    except (ValueError, RecursionError) as error:
-        raise undecodable(error) from error
+    """The chat request. Raises TokenizeError if it cannot be known, ValueError if it is not as the API has it."""
+    request = _REQUEST.decode(body)
     _self_contained(request)
-    chat = Chat()
-    chat.set("add_special_tokens", True)
+    chat = Chat(add_special_tokens=True)
     items = [_Item(role="user", content=request.input)] if isinstance(request.input, str) else request.input
     for item in items:
         _add(chat, item)

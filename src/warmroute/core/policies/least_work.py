@@ -6,8 +6,9 @@ cost = queue + step + prefill + others + generations + evictions + memory - repl
     step         a step of the engine beside what runs there
     prefill      computing what the worker does not hold, at its own learned rate
     others       the delay of requests yet to come, which arrive while this prefill keeps the worker busy: the more of
-                 them the longer the queue, and the longer for each the busier the worker has been of late. Those count
-                 that are bound to a worker, since it holds more of them than others do; the rest goes elsewhere
+                 them the longer the queue, and the longer for each the busier the worker has been of late. Those that
+                 are bound to a worker, since it holds more of them than others do, wait in its queue; the rest goes
+                 to the shortest queue there is, and waits only if all workers have one
     generations  a slower step for all tokens that are generated there, this request's and the others'
     evictions    what is computed pushes out what was computed before: the more of the fleet's work a worker has done of
                  late, the younger, and the likelier to be asked for again, is what goes
@@ -36,8 +37,6 @@ from warmroute.types import PrefixHash, WorkerId
 if NATIVE:
     from warmroute import _native
 
-WORK_SHARE: Final = 0.1
-"""What a second of computing costs others even on an idle worker: a burst does not stay as short as its beginning."""
 BUSY_MAX: Final = 0.95
 """However busy a worker looks, its queue is taken to end some time."""
 ROOMY_SHARE: Final = 0.85
@@ -65,7 +64,7 @@ class Memo(NamedTuple):
     mean_busy: float
     """Of all candidates."""
     work: float
-    """What a second of computing costs others even on an idle worker, times the weight of their delay."""
+    """What a second of computing on any worker costs those that may go to all, times the weight of their delay."""
     session: tuple[WorkerId, float] | None = None
     """Who answered this session last, and so many tokens that are thought to be held there still."""
 
@@ -90,14 +89,17 @@ class LeastWork:
         c, config = candidates, self._config
         best, mean_busy = max(c.overlap_tokens), sum(c.busy) / len(c.busy) or 1.0
         care = config.others_weight * 2.0 ** max(-PRIORITY_MAX, min(PRIORITY_MAX, c.priority))
-        others = care * self._bound * c.requests_per_s / len(c.workers)
+        rate = care * c.requests_per_s / len(c.workers)
+        others = rate * self._bound
+        shortest = max(0.0, min(c.free_at) - c.now)
+        work = rate * (1.0 - self._bound) * shortest / (1.0 - min(mean_busy, BUSY_MAX))
         session = self._session(c)
-        self.memo = Memo(self._credit(c, best), best, others, mean_busy, care * WORK_SHARE, session)
+        self.memo = Memo(self._credit(c, best), best, others, mean_busy, work, session)
         weights = (
             c.now,
             float(c.prompt_tokens),
             1.0 + config.decode_weight,
-            care * WORK_SHARE,
+            work,
             others,
             config.eviction_weight,
             mean_busy,

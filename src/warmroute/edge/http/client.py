@@ -71,8 +71,8 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_body", "_body_bytes", "_closing", "_config", "_continue_owed", "_headers", "_http11",
-        "_in_body", "_keep_alive", "_last", "_method", "_parser", "_pending", "_plane", "_request", "_resumed_framing",
-        "_server", "_target", "_unread_bytes", "deadline", "exchange", "paused", "transport",
+        "_in_body", "_keep_alive", "_last", "_method", "_names", "_parser", "_pending", "_plane", "_request",
+        "_resumed_framing", "_server", "_target", "_unread_bytes", "deadline", "exchange", "paused", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -219,7 +219,8 @@ class ClientConnection(asyncio.Protocol):
                 raise _Refused(431, f"The request's head is larger than {self._config.max_head_bytes} bytes.")
         if self._plane.guard is not None:
             self._headers = list(self._guarded(self._plane.guard, method).headers)
-        checked = [(low, value) for name, value in self._headers if (low := name.lower()) in _CHECKED]
+        self._names = names = [name.lower() for name, _ in self._headers]
+        checked = [(name, self._headers[at][1]) for at, name in enumerate(names) if name in _CHECKED]
         if len(checked) != 2 or checked[0][0] != b"host" or checked[1][0] != b"content-length":
             self._check_rare(checked, version)
         elif len(checked[1][1]) > 18 or int(checked[1][1]) > self._config.max_body_bytes:
@@ -280,7 +281,7 @@ class ClientConnection(asyncio.Protocol):
             return  # so thinks the parser that took the body for another protocol
         body = self._body
         whole = body[0] if len(body) == 1 else b"".join(body)
-        head = RequestHead(self._method, self._target, tuple(self._headers))
+        head = RequestHead(self._method, self._target, tuple(self._headers), self._names)
         self._pending.append(Request(head, whole, self._keep_alive, self._http11))
         self._last = not self._keep_alive
         self._plane.counts.requests += 1

@@ -33,11 +33,12 @@ _HOP_BY_HOP = frozenset(
 )
 # Connection may name any header as hop-by-hop; these it cannot take away: framing, target and credentials of a request.
 _UNNAMEABLE = frozenset({b"authorization", b"content-length", b"content-type", b"host"})
+_FRAMES = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 _NOT_FOR_ENGINES = _HOP_BY_HOP | {b"host", b"expect", b"http2-settings"}
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ((\d{3})(?: [^\x00-\x08\x0a-\x1f\x7f]*)?)\r\n")
-_HEADER_LINE = re.compile(rb"((" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r\n)")
+_HEADER_LINES = re.compile(rb"(?:" + _TOKEN + rb"+:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+\r\n")
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -78,21 +79,18 @@ def request_bytes(head: RequestHead, body: bytes, authority: bytes, headers: Hea
     dropped: frozenset[bytes] | set[bytes] = _NOT_FOR_ENGINES
     if headers:
         dropped = dropped.union([name.lower() for name, _ in headers])
-    named = [value for name, value in head.headers if name.lower() == b"connection"]
-    for value in named:
-        dropped = dropped.union(connection_tokens(value) - _UNNAMEABLE)
-    lines = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method, head.target, authority)]
-    length_known = False
-    for header in head.headers:
-        name = header[0].lower()
-        if name not in dropped:
-            lines.append(b"%b: %b\r\n" % header)
-            length_known = length_known or name == b"content-length"
-    lines += [b"%b: %b\r\n" % header for header in headers]
-    if body and not length_known:
-        lines.append(b"Content-Length: %d\r\n" % len(body))
+    names = head.names
+    if b"connection" in names:
+        for name, (_, value) in zip(names, head.headers, strict=True):
+            if name == b"connection":
+                dropped = dropped.union(connection_tokens(value) - _UNNAMEABLE)
+    lines = [b"%b %b HTTP/1.1\r\nHost: %b" % (head.method, head.target, authority)]
+    lines += [b": ".join(header) for name, header in zip(names, head.headers, strict=True) if name not in dropped]
+    lines += [b": ".join(header) for header in headers]
+    if body and (b"content-length" not in names or b"content-length" in dropped):
+        lines.append(b"Content-Length: %d" % len(body))
     lines.append(b"\r\n")
-    return b"".join(lines)
+    return b"\r\n".join(lines)
 
 
 def parse_response_head(data: bytes, method: bytes) -> ResponseHead:
@@ -107,26 +105,24 @@ def parse_response_head(data: bytes, method: bytes) -> ResponseHead:
     length: bytes | None = None
     codings: list[bytes] = []
     tokens: frozenset[bytes] = frozenset()
-    at = start.end()
-    for line, name, value in _HEADER_LINE.findall(data, at):
-        if data[at : at + len(line)] != line:  # findall skips what does not match: a line in between is not a header
-            break
-        at += len(line)
-        lower = name.lower()
-        if lower == b"content-length":
-            if length is not None and length != value.strip():
-                raise EngineError("the engine's answer has two different Content-Length headers")
-            if length is not None:
-                continue
-            length = value.strip()
-        elif lower == b"transfer-encoding":
-            codings.append(value.strip().lower())
-        elif lower == b"connection":
-            tokens |= connection_tokens(value)
-        if lower not in _HOP_BY_HOP:
-            lines.append((lower, line))
-    if at != len(data) - 2:
+    if _HEADER_LINES.fullmatch(data, start.end()) is None:
         raise EngineError("the engine's answer has a header line that is not one")
+    for line in data[start.end() : -2].splitlines(keepends=True):
+        name = line[: line.index(b":")].lower()
+        if name in _FRAMES:
+            value = line[len(name) + 1 :].strip()
+            if name == b"transfer-encoding":
+                codings.append(value.lower())
+            elif name == b"connection":
+                tokens |= connection_tokens(value)
+            elif length is None:
+                length = value
+            elif length != value:
+                raise EngineError("the engine's answer has two different Content-Length headers")
+            else:
+                continue
+        if name not in _HOP_BY_HOP:
+            lines.append((name, line))
     if tokens:
         lines = [entry for entry in lines if entry[0] not in tokens or entry[0] in _UNNAMEABLE]
     status = int(start[3])
