@@ -147,7 +147,13 @@ def parse(path: str, body: bytes) -> RoutingRequest:
     if chat and not multimodal and _rarely_said(fields) == _NOTHING_RARE:  # nearly every chat
         max_tokens = _max_tokens(fields, chat)
         return RoutingRequest(
-            path=path, model=model, body=body, chat=True, stream=flag(fields.stream), max_tokens=max_tokens
+            path=path,
+            model=model,
+            body=body,
+            chat=True,
+            fields=fields,
+            stream=flag(fields.stream),
+            max_tokens=max_tokens,
         )
     token_ids, prompt, prompts, opaque = (None, None, [], None) if chat else _prompt(fields)
     if opaque := _opaque(fields, multimodal) or opaque:
