@@ -44,6 +44,10 @@ CUT = {
     ),
     "no special tokens": "a{% for m in messages %}{{ m.content }}{% endfor %}b",
     "halves of special tokens": "<|im_{% for m in messages %}start|>{{ m.content }}<|im_{% endfor %}end|>",
+    "what the one before has set": (
+        "{% for m in messages %}{% if m.role == 'user' %}{% set x = m.content %}{% endif %}"
+        "<|im_start|>{{ x if x is defined else 'none' }}{{ m.content }}{% endfor %}"
+    ),
     "a macro": (
         "{% macro turn(m, n) %}<|im_start|>{{ m.role }}{{ n }}{{ m.content }}<|im_end|>{% endmacro %}"
         "{% for message in messages %}{{ turn(message, loop.index) }}{% endfor %}"

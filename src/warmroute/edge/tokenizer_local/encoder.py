@@ -29,6 +29,9 @@ INLINE_CHARS_MAX = 6000
 CACHE_CHARS_MAX = 64 * 1024 * 1024
 """Text whose ids are kept; beyond it the least recently used goes. Together some 150 MB at worst."""
 
+SEAMS_MAX = 1024
+"""Texts between special tokens of neighbours that are kept: templates have few."""
+
 
 class Encoder:
     """One model's tokenizer. Raises ConfigError if the file cannot be used."""
@@ -49,6 +52,7 @@ class Encoder:
         self._bounds = {content: array("I", [token]).tobytes() for content, token in ids.items()}
         self.separable = self._special is not None and never_overlap(ids)
         """Whether it can be told of each part of a text alone where its special tokens are."""
+        self._seams: dict[str, bytes] = {}
         self._words = Words.of(described, self._word_ids)
         self._kept: Kept[str, bytes] = Kept(CACHE_CHARS_MAX, {"": b""})
         self._surrounds = self._encode_all(["a"], special=True) != self._encode_all(["a"], special=False)
@@ -95,10 +99,15 @@ class Encoder:
 
     def seam(self, text: str) -> bytes | None:
         """Ids of the short text that parts leave open where they meet; None if it is not short."""
-        if not text:
-            return b""
-        begun = self.begin(text, special=False)
-        return None if callable(begun) else array("I", begun).tobytes()
+        found = self._seams.get(text)
+        if found is None:
+            begun = self.begin(text, special=False)
+            if callable(begun):
+                return None
+            if len(self._seams) >= SEAMS_MAX:
+                self._seams.clear()
+            found = self._seams[text] = array("I", begun).tobytes()
+        return found
 
     async def _encode_later(self, text: str, special: bool) -> TokenIds:
         return array("I", (await self._in_thread([text], special))[0])

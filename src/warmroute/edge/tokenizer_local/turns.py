@@ -235,12 +235,13 @@ class Turns:
         chat, template = self._templates.by_name[about.template], self._cuts[about.template]
         places = {key: place for key, (place, _) in zip(keys, outline.slots, strict=True)}
         try:
-            seen = {**self._templates.special, **settings(fields)}
+            context = template.body.new_context({**self._templates.special, **settings(fields)})
             for key in missing:
                 place = places[key]
-                seen[template.target] = decoded_message(raws[place], chat.form, about.raw_calls)
-                seen["loop"] = dict(zip(template.reads, outline.seen[place], strict=True))
-                part = self._encoder.part("".join(template.body.root_render_func(template.body.new_context(seen))))
+                message = decoded_message(raws[place], chat.form, about.raw_calls)
+                loop = dict(zip(template.reads, outline.seen[place], strict=True))
+                context.vars = {template.target: message, "loop": loop}  # and nothing that the one before has set
+                part = self._encoder.part("".join(template.body.root_render_func(context)))
                 if part is None:
                     return None
                 self._parts.keep(key, part)
