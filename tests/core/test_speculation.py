@@ -104,13 +104,14 @@ def test_a_claim_that_waits_is_looked_at_ever_more_rarely_and_ended_all_the_same
     speculation, claim = Speculation(), Claim(W1, chain(1, 2), 16, 0, 1e9)
     speculation.add(claim, 0.0)
     speculation.served(claim, 0.0)
-    looks: list[int] = []
+    batches, looks = 0, []
 
     def confirmed(_: Claim) -> bool:
-        looks.append(batch)
-        return batch >= 40
+        looks.append(batches)
+        return batches >= 40
 
-    for batch in range(1, 100):
+    while batches < 100:
+        batches += 1
         speculation.confirm(W1, confirmed, 1.0)
     assert looks == [1, 2, 3, 4, 8, 16, 32, 64]
     assert speculation.idle
