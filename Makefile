@@ -19,7 +19,7 @@ help:
 	@echo "make sim      10,000 seeds of the event plane's simulation; SEED=17 runs one and tells what happened if it fails"
 	@echo "make lint     ruff, mypy --strict, import contracts"
 	@echo "make bench    benchmarks beside their peers; make bench-http, make bench-index TRACE=FILE for one of them"
-	@echo "make bench-exact  CPU of exact routing of multi-turn chats, tokenized in process, and memory after 200,000 requests"
+	@echo "make bench-exact  exact routing of multi-turn chats, beside vllm-router's kv_aware, and memory after 200,000 requests"
 	@echo "make bench-streams  10,000 silent streams and 1,000 readers that do not read: memory, CPU, and what others notice"
 	@echo "make bench-routing TRACE=FILE  policies against each other on simulated clusters"
 	@echo "make bench-vllm  policies against each other on real vLLM"
@@ -93,7 +93,8 @@ bench-http: $(VENV)/.dev
 	$(BIN)/python benchmarks/http/run.py
 
 bench-exact: $(VENV)/.dev
-	$(BIN)/python benchmarks/http/exact.py --requests 200000
+	PYTHON=$(PYTHON) PIP_CONSTRAINT= scripts/peers/install_http.sh
+	$(BIN)/python benchmarks/http/exact.py --requests 200000 --out benchmarks/results/exact.json
 
 bench-streams: $(VENV)/.installed
 	$(BIN)/python benchmarks/http/streams.py --out benchmarks/results/streams.json

@@ -5,7 +5,8 @@
 
 Two engines per gateway answer in C and announce what they were asked, as vLLM does (announcing.py). Every request of
 the main load (oload.c) is the next turn of a conversation of 4 KiB: all messages but the last two have been routed
-before, none comes twice. The longer bodies and the streams are warm: each was sent before. CPU is the gateway's, from /proc.
+before, none comes twice. The longer bodies and the streams are warm: each was sent before. CPU is the gateway's, from
+/proc.
 
 The peer is vllm-router's kv_aware, if scripts/peers/install_http.sh has installed it. It tokenizes nothing: for each
 request it asks engines for the token ids (`/render`), and the mocks make up some at once, where an engine would need a

@@ -13,7 +13,7 @@ def ids(text: str) -> bytes:
 
 
 def test_what_is_kept_is_found() -> None:
-    kept = Kept(100)
+    kept = Kept(100, {"": b""})
     kept.keep("a", b"1")
     assert kept.all(["a", "", "a"]) == [b"1", b"", b"1"]
     assert kept.all(["a", "b"]) is None
@@ -21,7 +21,7 @@ def test_what_is_kept_is_found() -> None:
 
 
 def test_what_is_in_use_outlives_what_is_not() -> None:
-    kept = Kept(40)
+    kept = Kept(40, {"": b""})
     for number in range(100):
         kept.keep(f"{number:04}", b"x")
         kept.look(["0000"])
@@ -31,7 +31,7 @@ def test_what_is_in_use_outlives_what_is_not() -> None:
 
 
 def test_a_text_is_counted_once() -> None:
-    kept = Kept(10)
+    kept = Kept(10, {"": b""})
     for _ in range(3):
         kept.keep("abcd", b"x")
     assert (kept.chars, len(kept)) == (4, 1)
@@ -39,7 +39,7 @@ def test_a_text_is_counted_once() -> None:
 
 @given(st.lists(st.text("ab", max_size=6), max_size=60), st.integers(1, 12))
 def test_the_bound_holds_and_nothing_is_confused(texts: list[str], most: int) -> None:
-    kept = Kept(most)
+    kept = Kept(most, {"": b""})
     for text in texts:
         known, missing = kept.look([text, ""])
         assert known.get(text, ids(text)) == ids(text)

@@ -98,3 +98,21 @@ def test_a_claim_never_reaches_beyond_what_was_claimed(
     while at < 8 and believed.get(at, 0.0) > now:
         at += 1
     assert claims.extend(chain(*range(8)), {W1: confirmed}, now).get(W1, 0) == at - confirmed
+
+
+def test_a_claim_that_waits_is_looked_at_ever_more_rarely_and_ended_all_the_same() -> None:
+    speculation, claim = Speculation(), Claim(W1, chain(1, 2), 16, 0, 1e9)
+    speculation.add(claim, 0.0)
+    speculation.served(claim, 0.0)
+    batches, looks = 0, []
+
+    def confirmed(_: Claim) -> bool:
+        looks.append(batches)
+        return batches >= 40
+
+    while batches < 100:
+        batches += 1
+        speculation.confirm(W1, confirmed, 1.0)
+    assert looks == [1, 2, 3, 4, 8, 16, 32, 64]
+    assert speculation.idle
+    assert speculation.unconfirmed(W1) == 0

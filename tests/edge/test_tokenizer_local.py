@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from warmroute.core import openai, words
-from warmroute.edge import tokenizer_local
-from warmroute.edge.tokenizer_local import INLINE_CHARS_MAX, LocalTokenizer, content_format
+from warmroute.edge.tokenizer_local import LocalTokenizer, content_format, encoder, templates
+from warmroute.edge.tokenizer_local.encoder import INLINE_CHARS_MAX
 from warmroute.errors import ConfigError, TokenizeError
 from warmroute.types import Endpoint
 
@@ -315,7 +315,7 @@ def test_the_quick_sandbox_is_the_librarys(asked: str) -> None:
             return repr(error)
         return re.sub(" at 0x[0-9a-f]+", "", found)
 
-    assert says(tokenizer_local._Sandbox()) == says(jinja2.sandbox.ImmutableSandboxedEnvironment())
+    assert says(templates.Sandbox()) == says(jinja2.sandbox.ImmutableSandboxedEnvironment())
 
 
 async def test_what_is_begun_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,15 +349,15 @@ async def test_segments_and_kept_ids_change_nothing(tmp_path: Path, texts: list[
 
 
 async def test_kept_text_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_local, "CACHE_CHARS_MAX", 20)
+    monkeypatch.setattr(encoder, "CACHE_CHARS_MAX", 20)
     folder = build(tmp_path)
-    encoder = tokenizer_local._Encoder(folder / "tokenizer.json")
+    made = encoder.Encoder(folder / "tokenizer.json")
     for prompt in ["a" * 8, "b" * 8, "a" * 8, "c" * 8, "d" * 30]:
-        found = encoder.begin(prompt, special=False)
+        found = made.begin(prompt, special=False)
         assert not callable(found)
         assert list(found) == plain(folder).encode(prompt, add_special_tokens=False).ids
-        assert encoder._kept.chars <= 20
-    encoder.close()
+        assert made._kept.chars <= 20
+    made.close()
 
 
 async def test_a_file_that_says_another_pattern_is_noticed(
@@ -365,9 +365,9 @@ async def test_a_file_that_says_another_pattern_is_noticed(
 ) -> None:
     folder = build(tmp_path)
     monkeypatch.setattr(words, "_GPT2", r"\p{L}+|[^\p{L}]")
-    encoder = tokenizer_local._Encoder(folder / "tokenizer.json")
-    found = encoder.begin("the quick fox", special=False)
+    made = encoder.Encoder(folder / "tokenizer.json")
+    found = made.begin("the quick fox", special=False)
     assert not callable(found)
     assert list(found) == plain(folder).encode("the quick fox", add_special_tokens=False).ids
     assert "cuts words in another way" in caplog.text
-    encoder.close()
+    made.close()

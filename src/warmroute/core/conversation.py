@@ -39,12 +39,17 @@ def variables(fields: Fields, content_format: ContentFormat, *, raw_calls: bool 
 
     `raw_calls`: calls of tools come as they were given, not in the order of the engine's schema.
     """
+    seen = settings(fields)
+    seen["messages"] = [seen_message(each, content_format, raw_calls) for each in _array(fields.messages, "messages")]
+    return seen
+
+
+def settings(fields: Fields) -> Variables:
+    """All of them but `messages`. Raises TokenizeError."""
     if given(fields.chat_template) or given(fields.documents):
         raise _unsupported("chat_template or documents in the request")
-    arguments = _arguments(fields)
     return {
-        **arguments,
-        "messages": [_message(each, content_format, raw_calls) for each in _array(fields.messages, "messages")],
+        **_arguments(fields),
         "tools": None if given(fields.tools) is None else [_tool(tool) for tool in _array(fields.tools, "tools")],
         "documents": None,
         "add_generation_prompt": flag(fields.add_generation_prompt, default=True),
@@ -64,7 +69,13 @@ def _arguments(fields: Fields) -> Variables:
     return arguments
 
 
-def _message(message: Any, content_format: ContentFormat, raw_calls: bool) -> Variables:
+def decoded_message(raw: bytes, content_format: ContentFormat, raw_calls: bool) -> Variables:
+    """`seen_message`, of a message as the client wrote it."""
+    return seen_message(_decode(raw), content_format, raw_calls)
+
+
+def seen_message(message: Any, content_format: ContentFormat, raw_calls: bool) -> Variables:
+    """One message as the template sees it, whatever the others are. Raises TokenizeError."""
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         raise _unsupported("a message without a role that is known")
     role, content = message["role"], message.get("content")

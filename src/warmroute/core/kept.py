@@ -1,4 +1,4 @@
-"""Token ids of text that was seen lately.
+"""What is known of texts that were seen lately: their token ids.
 
 Two generations stand in for an order of use, so that finding costs one look-up and no bookkeeping: what is found in the
 elder moves to the younger. Room is made by letting the elder go, one by one; when it is empty, the younger takes its
@@ -9,54 +9,60 @@ Invariant: texts kept have at most `chars_max` characters together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Sized)
+V = TypeVar("V")
 
 
-class Kept:
-    """Text -> ids, as 32-bit integers of this machine; the empty text has none and is always known."""
+class Kept(Generic[K, V]):
+    """Text (or its bytes) -> what is known of it; `always` is known whatever was seen."""
 
-    def __init__(self, chars_max: int) -> None:
+    def __init__(self, chars_max: int, always: Mapping[K, V]) -> None:
         self.chars = 0
         self._chars_max = chars_max
-        self._young: dict[str, bytes] = {"": b""}
-        self._old: dict[str, bytes] = {}
+        self._always = always
+        self._young: dict[K, V] = dict(always)
+        self._old: dict[K, V] = {}
 
     def __len__(self) -> int:
-        return len(self._young) - 1 + len(self._old)
+        return len(self._young) - len(self._always) + len(self._old)
 
-    def __contains__(self, text: str) -> bool:
+    def __contains__(self, text: K) -> bool:
         return text in self._young or text in self._old
 
-    def all(self, texts: Sequence[str]) -> list[bytes] | None:
-        """The ids of all of them, if all are in use."""
+    def all(self, texts: Sequence[K]) -> list[V] | None:
+        """What is known of all of them, if all are in use."""
         young = self._young
         try:
             return [young[text] for text in texts]
         except KeyError:
             return None
 
-    def look(self, texts: Sequence[str]) -> tuple[dict[str, bytes], list[str]]:
-        """The ids of those that are known, which are in use from now on, and those that are not, each once."""
-        known: dict[str, bytes] = {}
-        missing: dict[str, None] = {}
+    def look(self, texts: Sequence[K]) -> tuple[dict[K, V], list[K]]:
+        """What is known of those that are known, which are in use from now on, and the others, each once."""
+        known: dict[K, V] = {}
+        missing: dict[K, None] = {}
         for text in texts:
-            ids = self._young.get(text)
-            if ids is None and (ids := self._old.pop(text, None)) is not None:
-                self._young[text] = ids
-            if ids is None:
+            found = self._young.get(text)
+            if found is None and (found := self._old.pop(text, None)) is not None:
+                self._young[text] = found
+            if found is None:
                 missing[text] = None
             else:
-                known[text] = ids
+                known[text] = found
         return known, list(missing)
 
-    def keep(self, text: str, ids: bytes) -> None:
-        """Keep these; what was not in use for longest goes."""
+    def keep(self, text: K, found: V) -> None:
+        """Keep this; what was not in use for longest goes."""
         if text in self:
             return
-        self._young[text] = ids
+        self._young[text] = found
         self.chars += len(text)
         while self.chars > self._chars_max:
             if not self._old:
-                self._old, self._young = self._young, {"": b""}
-                del self._old[""]
+                self._old, self._young = self._young, dict(self._always)
+                for each in self._always:
+                    del self._old[each]
             self.chars -= len(self._old.popitem()[0])

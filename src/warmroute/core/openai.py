@@ -20,47 +20,6 @@ from msgspec import Raw
 from warmroute.errors import ClientError
 from warmroute.types import TokenIds
 
-
-class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One generation request, as far as routing is concerned."""
-
-    path: str
-    """`/v1/chat/completions`, `/v1/completions`, or one that is rewritten as a chat (`core.forms`)."""
-    model: str
-    body: bytes
-    """The client's bytes, for a tokenizer that must see messages and tools as they are; or the chat they became."""
-    chat: bool
-    shape: str | None = None
-    """Of a request that was rewritten as a chat: what it was made from. None: it is the client's own."""
-    questions: tuple[str, ...] = ()
-    """Of one that was rewritten: what the chat template has yet to say (`core.forms.questions`)."""
-    raw_calls: bool = False
-    """True if the engine hands calls of tools to the template as they are, not in the order of its schema."""
-    token_ids: TokenIds | None = None
-    """The prompt, if it was given as token ids."""
-    prompt: str | None = None
-    """The prompt, if it was given as one text (completions only)."""
-    prompts: int = 1
-    """How many prompts the request carries; with more than one, the first is what is routed by."""
-    further_prompts: tuple[TokenIds, ...] | None = ()
-    """The prompts after the first, if all were given as token ids; None if there are others."""
-    cache_salt: str | None = None
-    stream: bool = False
-    n: int = 1
-    skips_cache_read: bool = False
-    """True if the engine will not read its cache for this request (`prompt_logprobs`): prediction is 0."""
-    full_report: bool = False
-    """Whether the engine is asked to announce again what it reuses (`kv_cache_report_mode`)."""
-    max_tokens: int | None = None
-    priority: int = 0
-    """As vLLM has it: the lower, the earlier."""
-    multimodal: bool = False
-    """True if a message has parts that are not text: their blocks carry extra keys we cannot compute."""
-    opaque: str | None = None
-    """Why the engine's prompt cannot be known from the request, a short word for metrics (`multimodal`, `truncated`,
-    `suffix`, `embeds`, `prompt_form`); None if it can."""
-
-
 _ABSENT = Raw()
 
 
@@ -94,6 +53,48 @@ class Fields(msgspec.Struct, frozen=True, gc=False):
     max_completion_tokens: Raw = _ABSENT
     priority: Raw = _ABSENT
     vllm_xargs: Raw = _ABSENT
+
+
+class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation request, as far as routing is concerned."""
+
+    path: str
+    """`/v1/chat/completions`, `/v1/completions`, or one that is rewritten as a chat (`core.forms`)."""
+    model: str
+    body: bytes
+    """The client's bytes, for a tokenizer that must see messages and tools as they are; or the chat they became."""
+    chat: bool
+    shape: str | None = None
+    """Of a request that was rewritten as a chat: what it was made from. None: it is the client's own."""
+    questions: tuple[str, ...] = ()
+    """Of one that was rewritten: what the chat template has yet to say (`core.forms.questions`)."""
+    raw_calls: bool = False
+    """True if the engine hands calls of tools to the template as they are, not in the order of its schema."""
+    fields: Fields | None = None
+    """What the body says, if it was taken apart already."""
+    token_ids: TokenIds | None = None
+    """The prompt, if it was given as token ids."""
+    prompt: str | None = None
+    """The prompt, if it was given as one text (completions only)."""
+    prompts: int = 1
+    """How many prompts the request carries; with more than one, the first is what is routed by."""
+    further_prompts: tuple[TokenIds, ...] | None = ()
+    """The prompts after the first, if all were given as token ids; None if there are others."""
+    cache_salt: str | None = None
+    stream: bool = False
+    n: int = 1
+    skips_cache_read: bool = False
+    """True if the engine will not read its cache for this request (`prompt_logprobs`): prediction is 0."""
+    full_report: bool = False
+    """Whether the engine is asked to announce again what it reuses (`kv_cache_report_mode`)."""
+    max_tokens: int | None = None
+    priority: int = 0
+    """As vLLM has it: the lower, the earlier."""
+    multimodal: bool = False
+    """True if a message has parts that are not text: their blocks carry extra keys we cannot compute."""
+    opaque: str | None = None
+    """Why the engine's prompt cannot be known from the request, a short word for metrics (`multimodal`, `truncated`,
+    `suffix`, `embeds`, `prompt_form`); None if it can."""
 
 
 class _Adapter(msgspec.Struct, frozen=True, gc=False):
@@ -146,7 +147,13 @@ def parse(path: str, body: bytes) -> RoutingRequest:
     if chat and not multimodal and _rarely_said(fields) == _NOTHING_RARE:  # nearly every chat
         max_tokens = _max_tokens(fields, chat)
         return RoutingRequest(
-            path=path, model=model, body=body, chat=True, stream=flag(fields.stream), max_tokens=max_tokens
+            path=path,
+            model=model,
+            body=body,
+            chat=True,
+            fields=fields,
+            stream=flag(fields.stream),
+            max_tokens=max_tokens,
         )
     token_ids, prompt, prompts, opaque = (None, None, [], None) if chat else _prompt(fields)
     if opaque := _opaque(fields, multimodal) or opaque:
@@ -156,6 +163,7 @@ def parse(path: str, body: bytes) -> RoutingRequest:
         model=model,
         body=body,
         chat=chat,
+        fields=fields,
         token_ids=token_ids,
         prompt=prompt,
         prompts=max(1, len(prompts)),
@@ -216,6 +224,14 @@ def read_fields(body: bytes) -> Fields:
         return _FIELDS.decode(body)
     except _UNREADABLE:
         return _read_fields_leniently(body)
+
+
+def elements(raw: Raw) -> list[bytes]:
+    """The elements of a field that is an array, each as the client wrote it; none if it is not one."""
+    try:
+        return [bytes(each) for each in _RAW_LIST.decode(raw)]
+    except _UNREADABLE:
+        return []
 
 
 def given(raw: Raw) -> bytes | None:

@@ -24,7 +24,7 @@ from warmroute.types import PrefixHash, WorkerId
 class Claim:
     """Blocks `start` and on of one dispatched request's `chain`, believed to be on `worker` until `deadline` (s)."""
 
-    __slots__ = ("block_size", "chain", "deadline", "start", "worker")
+    __slots__ = ("batches", "block_size", "chain", "deadline", "start", "worker")
 
     def __init__(
         self, worker: WorkerId, chain: Sequence[PrefixHash], block_size: int, start: int, deadline: float
@@ -34,6 +34,8 @@ class Claim:
         self.block_size = block_size
         self.start = start
         self.deadline = deadline
+        self.batches = 0
+        """Of events that came since it was served."""
 
     def end(self) -> None:
         """Believe it no longer."""
@@ -56,6 +58,8 @@ class Claim:
         return low + 1
 
 
+BATCHES_SURE = 4
+"""For so many batches a claim is looked at each time, then with the 8th, the 16th and so on."""
 FEW_STARTS = 64
 """Up to so many first blocks are looked up in the prompt, each at its place; more are looked for all at once."""
 _by_start = attrgetter("start")
@@ -126,14 +130,19 @@ class Speculation:
         waiting.append(claim)
 
     def confirm(self, worker: WorkerId, confirmed: Callable[[Claim], bool], now: float) -> None:
-        """End those served claims of `worker` that events have confirmed: from then on the events are the truth."""
+        """End those served claims of `worker` that events have confirmed: from then on the events are the truth.
+
+        To be called for every batch. One that few batches did not confirm is looked at ever more rarely, lest each of
+        many that wait cost a look for each batch: so it may be believed for as long again as it has waited.
+        """
         waiting = self._served.pop(worker, None)
         if not waiting:
             return
         left: deque[Claim] = deque()
         for claim in waiting:
             if claim.deadline > now:
-                if confirmed(claim):
+                claim.batches = n = claim.batches + 1
+                if (n <= BATCHES_SURE or not n & (n - 1)) and confirmed(claim):
                     self.end(claim)
                 else:
                     left.append(claim)

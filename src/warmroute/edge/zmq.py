@@ -235,11 +235,13 @@ class ZmqEventSource:
         for _ in range(MESSAGES_PER_TURN):
             if watched.closed:
                 return False
+            # Reading the state takes in what came since; only after it said no, the descriptor will speak again.
+            if not int(watched.socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                return False
             try:
                 frames = watched.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                # Reading the state takes in what came since; only if it says no, the descriptor will speak again.
-                return bool(int(watched.socket.get(zmq.EVENTS)) & zmq.POLLIN)
+                return True
             receive(frames)
             if time.monotonic() > end:
                 break
