@@ -152,7 +152,7 @@ class InstantTokenizer(Tokenizer, Protocol):
         ...
 
 
-class Outcome(enum.Enum):
+class Outcome(enum.StrEnum):
     """How a dispatched request ended."""
 
     COMPLETE = "complete"
@@ -163,6 +163,8 @@ class Outcome(enum.Enum):
     """No connection to the engine could be made, or it ended before a byte of the answer: may be retried."""
     REFUSED = "refused"
     """The engine answered 503: it has not begun, and the request may be retried."""
+
+    __hash__ = str.__hash__  # an enum's own is written in Python, and every request is counted by its outcome
 
     @property
     def retried(self) -> bool:

@@ -76,9 +76,7 @@ def connection_tokens(value: bytes) -> frozenset[bytes]:
 
 def request_bytes(head: RequestHead, body: bytes, authority: bytes, headers: Headers) -> bytes:
     """The head to send to an engine at `authority`, with `headers` set; the body follows it as it is."""
-    dropped: frozenset[bytes] | set[bytes] = _NOT_FOR_ENGINES
-    if headers:
-        dropped = dropped.union([name.lower() for name, _ in headers])
+    dropped = _NOT_FOR_ENGINES.union([name.lower() for name, _ in headers])
     names = head.names
     if b"connection" in names:
         for name, (_, value) in zip(names, head.headers, strict=True):
