@@ -106,9 +106,10 @@ def parse_response_head(data: bytes, method: bytes) -> ResponseHead:
     if _HEADER_LINES.fullmatch(data, start.end()) is None:
         raise EngineError("the engine's answer has a header line that is not one")
     for line in data[start.end() : -2].splitlines(keepends=True):
-        name = line[: line.index(b":")].lower()
+        name, _, value = line.partition(b":")
+        name = name.lower()
         if name in _FRAMES:
-            value = line[len(name) + 1 :].strip()
+            value = value.strip()
             if name == b"transfer-encoding":
                 codings.append(value.lower())
             elif name == b"connection":
