@@ -6,7 +6,8 @@ A cell is a workload on so many engines. For each it is told how far Warmroute's
 in that cell, mean and 99th percentile of the time to first token: a ratio of 0.90 is 10 % better, and the best other
 policy may be another in each cell. Results go to benchmarks/results/routing.json as they come; what is there already
 for the same cell is not run again unless `--fresh` is given. `--ablation` runs ours with one term left out at a time.
-`--publish` writes what it prints into docs/routing-results.md too.
+`--floor` says what no policy could be below in each cell (`floor.py`). `--publish` writes what it prints into
+docs/routing-results.md too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+from floor import floor_s
 
 from warmroute.app.simulation.cluster import Cluster
 from warmroute.app.simulation.profiles import parse_profile
@@ -28,7 +31,7 @@ RESULTS = Path(__file__).parent.parent / "results" / "routing.json"
 PUBLISHED = Path(__file__).parent.parent.parent / "docs" / "routing-results.md"
 PROFILE, SLOWER = "qwen3-32b@h100x2", "qwen3-32b@a100x2"
 BLOCK_SIZE, UTILISATION, REQUESTS_PER_ENGINE, REQUESTS_MIN = 128, 0.7, 300, 4000
-OURS = "warmroute"
+OURS, FLOOR = "warmroute", "floor"
 ABLATIONS = {
     "without others": {"others_weight": 0.0},
     "without generations": {"decode_weight": 0.0},
@@ -55,6 +58,8 @@ def scenario(workload: str, engines: int, routing: RoutingConfig, trace: str | N
 
 def run(job: tuple[str, int, str, str | None]) -> dict[str, object]:
     workload, engines, policy, trace = job
+    if policy == FLOOR:
+        return {"policy": FLOOR, "ttft_mean_s": floor_s(scenario(workload, engines, RoutingConfig(), trace))}
     routing = RoutingConfig(**ABLATIONS[policy]) if policy in ABLATIONS else RoutingConfig(policy=policy)
     return Cluster(scenario(workload, engines, routing, trace)).run().summary().as_dict() | {"policy": policy}
 
@@ -110,6 +115,18 @@ def ablation(found: dict[str, dict[str, float]], which: list[tuple[str, int]]) -
     return "mean TTFT without a term, relative to all terms:\n" + "\n".join(lines)
 
 
+def floors(found: dict[str, dict[str, float]], which: list[tuple[str, int]]) -> str:
+    lines = [f"{'workload':15} {'engines':>7} {'floor s':>8} {'floor':>6} {'ours':>6}"]
+    near = 0
+    for w, n in which:
+        best = min(found[cell]["ttft_mean_s"] for p in POLICIES if p != OURS and (cell := key(w, n, p)) in found)
+        floor, ours = (found[key(w, n, policy)]["ttft_mean_s"] for policy in (FLOOR, OURS))
+        near += floor > 0.9 * best
+        lines.append(f"{w:15} {n:>7} {floor:>8.3f} {floor / best:>6.2f} {ours / best:>6.2f}")
+    lines.append(f"{len(which)} cells: in {near} the best other policy is less than 10 % above the floor")
+    return "mean TTFT relative to the best other policy:\n" + "\n".join(lines)
+
+
 def publish(title: str, text: str) -> None:
     """Put it into the page as the section of this title, in the place of what stood there."""
     head, *sections = PUBLISHED.read_text().split("\n## ")
@@ -126,11 +143,12 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="run everything again")
     parser.add_argument("--ours", action="store_true", help="run ours again, the others only where they are missing")
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--floor", action="store_true", help="run nothing but what no policy could be below")
     parser.add_argument("--as-is", action="store_true", help="run nothing: only what has been run already")
     parser.add_argument("--publish", action="store_true", help="write the table into docs/routing-results.md")
     arguments = parser.parse_args()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() and not arguments.fresh else {}
-    policies = [OURS, *ABLATIONS] if arguments.ablation else POLICIES
+    policies = [FLOOR] if arguments.floor else [OURS, *ABLATIONS] if arguments.ablation else POLICIES
     which = list(cells(arguments))
     jobs = [(workload, engines, policy, arguments.trace) for workload, engines in which for policy in policies]
     again = {OURS, *ABLATIONS} if arguments.ours else set()
@@ -142,10 +160,14 @@ def main() -> None:
             found[key(*job[:3])] = figures
             RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
             print(f"{n}/{len(jobs)} {job[0]} on {job[1]}, {job[2]}: {figures['ttft_mean_s']:.3f} s", flush=True)
-    text = ablation(found, which) if arguments.ablation else table(found, which)
-    print(text)
+    title, write = "Cells", table
+    if arguments.floor:
+        title, write = "What nobody can be below", floors
+    elif arguments.ablation:
+        title, write = "What each term is worth", ablation
+    print(text := write(found, which))
     if arguments.publish:
-        publish("What each term is worth" if arguments.ablation else "Cells", text)
+        publish(title, text)
 
 
 if __name__ == "__main__":

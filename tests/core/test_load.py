@@ -57,6 +57,21 @@ def test_workers_do_not_share_load() -> None:
     assert seen(table, W2) == (1, 7, 0)
 
 
+def test_answers_that_are_over_are_not_waited_for() -> None:
+    """Each books an hour; of those that ended at once none is kept until its hour is over."""
+    table = LoadTable()
+    for _ in range(50):
+        table.release(book(table, tokens=30_000_000, observable=False), 0.0)
+        table.pass_time(0.0)
+        assert len(table._unobserved) <= 1
+    running = book(table, observable=False)
+    table.pass_time(1e9)
+    assert not table._unobserved
+    assert seen(table, now=1e9) == (1, 0, 1)
+    table.release(running, 1e9)
+    table.check()
+
+
 def test_an_answer_that_shows_no_first_byte_is_decoding_when_its_prefill_should_be_done() -> None:
     table = LoadTable()
     lease = book(table, observable=False)

@@ -342,6 +342,29 @@ def test_cold_work_goes_where_there_was_less_to_do_of_late() -> None:
     assert winners(ours(others_weight=0.0, eviction_weight=0.0), candidates([0, 0], busy=[0.8, 0.3])) == {0, 1}
 
 
+def test_computing_delays_those_that_may_go_anywhere_once_every_worker_has_a_queue() -> None:
+    """The holder has the longer queue. Nobody minds while one is idle; where all queue, everybody waits."""
+
+    def went_to(idle: float) -> set[int]:
+        policy = ours(eviction_weight=0.0)
+        policy._bound = 0.0
+        waits = {"free_at": [0.18 + idle, idle], "requests_per_s": 10.0}
+        return winners(policy, candidates([0, 0], [160, 0], **waits))
+
+    assert went_to(0.0) == {1}
+    assert went_to(0.5) == {0}
+
+
+def test_what_is_only_being_computed_binds_nobody() -> None:
+    bound = {}
+    for claimed in (0, 160):
+        policy = ours()
+        policy.costs(asked := candidates([0, 0], [160, 0], claimed_tokens=[claimed, 0]))
+        policy.chosen(asked, 0)
+        bound[claimed] = policy._bound
+    assert bound[160] < 0.5 - 0.001 < bound[0] + 0.001
+
+
 def test_what_does_not_fit_costs() -> None:
     policy = ours(decode_weight=0.0)
     full, empty = (Worker(WorkerId(i), Endpoint("a", i + 1), kv_tokens_max=1000) for i in range(2))

@@ -31,8 +31,10 @@ class Reason(enum.StrEnum):
     POLICY = "policy"
     """Another policy than the default chose."""
 
+    __hash__ = str.__hash__  # an enum's own is written in Python, and every decision is counted by its reason
 
-class PickRequest(msgspec.Struct, frozen=True, kw_only=True):
+
+class PickRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What `pick` needs to know of a request."""
 
     model: str | None

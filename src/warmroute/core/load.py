@@ -257,7 +257,8 @@ class LoadTable:
             for slot in self._slots.values() if self.sharing is not None else ():
                 self._publish(slot)
         unobserved = self._unobserved
-        while unobserved and unobserved[0][0] <= now:
+        # Those that are over already go too: every request would walk a heap of thousands that wait for their time.
+        while unobserved and (unobserved[0][0] <= now or not unobserved[0][2].prefilling):
             lease = heapq.heappop(unobserved)[2]
             if lease.open and lease.prefilling:
                 self._begin_decoding(lease)

@@ -152,7 +152,7 @@ class InstantTokenizer(Tokenizer, Protocol):
         ...
 
 
-class Outcome(enum.Enum):
+class Outcome(enum.StrEnum):
     """How a dispatched request ended."""
 
     COMPLETE = "complete"
@@ -163,6 +163,8 @@ class Outcome(enum.Enum):
     """No connection to the engine could be made, or it ended before a byte of the answer: may be retried."""
     REFUSED = "refused"
     """The engine answered 503: it has not begun, and the request may be retried."""
+
+    __hash__ = str.__hash__  # an enum's own is written in Python, and every request is counted by its outcome
 
     @property
     def retried(self) -> bool:
@@ -182,7 +184,7 @@ class RequestHead:
     target: bytes
     headers: Headers
     _names: list[bytes] | None = field(default=None, repr=False, compare=False)  # given by who has lowered them already
-    _first: dict[bytes, bytes] | None = field(default=None, init=False, repr=False, compare=False)
+    _first: dict[bytes, tuple[bytes, bytes]] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def names(self) -> list[bytes]:
@@ -196,9 +198,9 @@ class RequestHead:
         """The first header of that lower-case name, or None."""
         first = self._first
         if first is None:
-            values = [value for _, value in reversed(self.headers)]
-            first = self._first = dict(zip(reversed(self.names), values, strict=True))
-        return first.get(name)
+            first = self._first = dict(zip(reversed(self.names), reversed(self.headers), strict=True))
+        found = first.get(name)
+        return None if found is None else found[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ class Logged(TypedDict, total=False):
     key: str | None
 
 
-_CACHED_TOKENS = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d+)')
+_CACHED_TOKENS = re.compile(rb'"cache(?:d_tokens|_read_input_tokens)"\s*:\s*(\d+)')
 """As `/v1/chat/completions`, `/v1/completions` and `/v1/responses` report it; and as `/v1/messages` does."""
 
 
@@ -202,7 +202,7 @@ class Routing:
             self._judge(attempt.job, trail, int(reported[-1]))
         if outcome is Outcome.COMPLETE and trail.status == 200:
             self._acted(attempt.job, worker, tail)
-        self.tracking.outcomes[worker.name, outcome.value] += 1
+        self.tracking.outcomes[worker.name, outcome] += 1
         self._judge_engine(trail, outcome)
         if not outcome.retried:
             self._log(attempt, tail)
@@ -270,7 +270,9 @@ class Routing:
         serving = self._membership.fleet.serving(request.model)
         if not serving:
             raise self._unknown_model(request.model)
-        asked = next((worker for worker in serving if worker.ready), serving[0])
+        asked = serving[0]
+        if not asked.ready:
+            asked = next((worker for worker in serving if worker.ready), asked)
         found = self.agreements.paused(request) or self._tokens.ask(request, asked.endpoint)
         if isinstance(found, Tokenized):
             return self._attempt(self._job(head, request, found))

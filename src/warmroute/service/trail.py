@@ -12,7 +12,7 @@ from warmroute.service.agreements import Made
 from warmroute.service.ports import Outcome
 
 
-class Job(msgspec.Struct, frozen=True):
+class Job(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a request while it runs, so that it can be tried again elsewhere."""
 
     pick: PickRequest

@@ -146,7 +146,9 @@ class LeastWork:
             if len(self._sessions) > SESSIONS_MAX:
                 self._sessions.popitem(last=False)
         if c.prompt_tokens:
-            bound = (best - sum(c.overlap_tokens) / len(c.workers)) / c.prompt_tokens
+            # What is only being computed binds to nobody: it could be computed elsewhere meanwhile.
+            lies = best - c.claimed_tokens[c.overlap_tokens.index(best)]
+            bound = max(0.0, lies - sum(c.overlap_tokens) / len(c.workers)) / c.prompt_tokens
             self._bound += (bound - self._bound) * BOUND_SHARE
         if not (best and len(c.chain) and self._config.replication_weight):
             return

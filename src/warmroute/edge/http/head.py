@@ -76,9 +76,7 @@ def connection_tokens(value: bytes) -> frozenset[bytes]:
 
 def request_bytes(head: RequestHead, body: bytes, authority: bytes, headers: Headers) -> bytes:
     """The head to send to an engine at `authority`, with `headers` set; the body follows it as it is."""
-    dropped: frozenset[bytes] | set[bytes] = _NOT_FOR_ENGINES
-    if headers:
-        dropped = dropped.union([name.lower() for name, _ in headers])
+    dropped = _NOT_FOR_ENGINES.union([name.lower() for name, _ in headers])
     names = head.names
     if b"connection" in names:
         for name, (_, value) in zip(names, head.headers, strict=True):
@@ -108,9 +106,10 @@ def parse_response_head(data: bytes, method: bytes) -> ResponseHead:
     if _HEADER_LINES.fullmatch(data, start.end()) is None:
         raise EngineError("the engine's answer has a header line that is not one")
     for line in data[start.end() : -2].splitlines(keepends=True):
-        name = line[: line.index(b":")].lower()
+        name, _, value = line.partition(b":")
+        name = name.lower()
         if name in _FRAMES:
-            value = line[len(name) + 1 :].strip()
+            value = value.strip()
             if name == b"transfer-encoding":
                 codings.append(value.lower())
             elif name == b"connection":
