@@ -40,14 +40,19 @@ class Kept(Generic[K, V]):
         except KeyError:
             return None
 
+    def get(self, text: K) -> V | None:
+        """What is known of it; it is in use from now on."""
+        found = self._young.get(text)
+        if found is None and (found := self._old.pop(text, None)) is not None:
+            self._young[text] = found
+        return found
+
     def look(self, texts: Sequence[K]) -> tuple[dict[K, V], list[K]]:
         """What is known of those that are known, which are in use from now on, and the others, each once."""
         known: dict[K, V] = {}
         missing: dict[K, None] = {}
         for text in texts:
-            found = self._young.get(text)
-            if found is None and (found := self._old.pop(text, None)) is not None:
-                self._young[text] = found
+            found = self.get(text)
             if found is None:
                 missing[text] = None
             else:

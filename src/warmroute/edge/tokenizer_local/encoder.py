@@ -86,16 +86,17 @@ class Encoder:
         pieces = self._special.split(text)
         if len(pieces) == 1:
             return Part(text, None, "", None if text else b"")
-        inner = pieces[2:-1:2]
-        tail = self.seam(pieces[-1])
-        known, missing = self._kept.look(inner)
-        if sum(map(len, missing)) > INLINE_CHARS_MAX or tail is None:
-            return None
-        known |= {piece: self._encode(piece) for piece in missing}
-        ids = self._bounds[pieces[1]]
-        for segment, special in zip(inner, pieces[3::2], strict=True):
-            ids += known[segment] + self._bounds[special]
-        return Part(pieces[0], ids, pieces[-1], None if pieces[0] else ids + tail)
+        found, new_chars = [self._bounds[pieces[1]]], 0
+        for segment, special in zip(pieces[2:-1:2], pieces[3::2], strict=True):
+            ids = self._kept.get(segment)
+            if ids is None:
+                new_chars += len(segment)
+                if new_chars > INLINE_CHARS_MAX:
+                    return None
+                ids = self._encode(segment)
+            found += ids, self._bounds[special]
+        inner, tail = b"".join(found), self.seam(pieces[-1])
+        return None if tail is None else Part(pieces[0], inner, pieces[-1], None if pieces[0] else inner + tail)
 
     def seam(self, text: str) -> bytes | None:
         """Ids of the short text that parts leave open where they meet; None if it is not short."""

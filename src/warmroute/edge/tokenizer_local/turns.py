@@ -176,9 +176,9 @@ class Turns:
 
     def _outline(self, key: bytes, about: _About, fields: Fields, raws: list[bytes]) -> _Outline | None:
         """What a chat consists of, kept from now on; None if this cannot be told without looking at the messages."""
-        known, _ = self._outlines.look((key,))
-        if known:
-            return known[key]
+        known = self._outlines.get(key)
+        if known is not None:
+            return known
         name = about.template
         chat, template = self._templates.by_name[name], self._cuts[name]
         first = decoded_message(raws[0], chat.form, about.raw_calls)
@@ -231,24 +231,25 @@ class Turns:
         self, about: _About, fields: Fields, raws: list[bytes], keys: list[bytes], outline: _Outline
     ) -> list[Part] | None:
         """The parts, those that are new rendered and kept; None if that is not for here."""
-        known, missing = self._parts.look(keys)
         chat, template = self._templates.by_name[about.template], self._cuts[about.template]
-        places = {key: place for key, (place, _) in zip(keys, outline.slots, strict=True)}
+        found, context = [], None
         try:
-            context = template.body.new_context({**self._templates.special, **settings(fields)})
-            for key in missing:
-                place = places[key]
-                message = decoded_message(raws[place], chat.form, about.raw_calls)
-                loop = dict(zip(template.reads, outline.seen[place], strict=True))
-                context.vars = {template.target: message, "loop": loop}  # and nothing that the one before has set
-                part = self._encoder.part("".join(template.body.root_render_func(context)))
+            for key, (place, _) in zip(keys, outline.slots, strict=True):
+                part = self._parts.get(key)
                 if part is None:
-                    return None
-                self._parts.keep(key, part)
-                known[key] = part
+                    if context is None:
+                        context = template.body.new_context({**self._templates.special, **settings(fields)})
+                    message = decoded_message(raws[place], chat.form, about.raw_calls)
+                    loop = dict(zip(template.reads, outline.seen[place], strict=True))
+                    context.vars = {template.target: message, "loop": loop}  # and nothing that the one before has set
+                    part = self._encoder.part("".join(template.body.root_render_func(context)))
+                    if part is None:
+                        return None
+                    self._parts.keep(key, part)
+                found.append(part)
         except Exception:  # whatever is the matter, rendering it whole says so
             return None
-        return [known[key] for key in keys]
+        return found
 
     def _compared(self, about: _About, fields: Fields, found: bytes | None) -> bytes | None:
         """Hold them against the prompt that is rendered whole."""
