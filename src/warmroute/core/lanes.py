@@ -69,6 +69,7 @@ def _belief(trust: Trust, degraded_belief: float) -> float:
 def _taker(slots: Sequence[int]) -> Callable[[Iterable[list[T]]], list[list[T]]]:
     first, behind = slots[0], slots[0] + len(slots)
     if list(slots) == list(range(first, behind)):
-        return lambda columns: [column[first:behind] for column in columns]
+        span = slice(first, behind)  # made once: written out, each column would make one of its own
+        return lambda columns: [column[span] for column in columns]
     take = itemgetter(*slots)
     return lambda columns: [list(take(column)) for column in columns]
