@@ -342,7 +342,7 @@ def test_cold_work_goes_where_there_was_less_to_do_of_late() -> None:
 
 
 def test_computing_delays_those_that_may_go_anywhere_once_every_worker_has_a_queue() -> None:
-    """The holder has the longer queue. Nobody minds while a worker is idle; where all queue, computing delays everybody."""
+    """The holder has the longer queue. Nobody minds while a worker is idle; where all queue, computing delays all."""
 
     def went_to(idle: float) -> set[int]:
         policy = ours(eviction_weight=0.0)
