@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from warmroute.config.ranges import POLICIES
 from warmroute.config.tree import RoutingConfig
-from warmroute.core.decision import PickRequest
 from warmroute.core.dice import Dice
 from warmroute.core.hashing import NATIVE
 from warmroute.core.index.reference import ReferenceIndex
@@ -21,7 +20,7 @@ from warmroute.core.policies.guard import Guarded
 from warmroute.core.policies.least_work import weigh, weigh_in_python
 from warmroute.core.policies.peers import Aibrix, Approximate, Dynamo, LlmD
 from warmroute.core.policies.simple import ConsistentHash, LeastLoaded, RoundRobin
-from warmroute.core.router import Router
+from warmroute.core.router import PickRequest, Router
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 
 PROMPT = 160
@@ -343,7 +342,7 @@ def test_cold_work_goes_where_there_was_less_to_do_of_late() -> None:
 
 
 def test_computing_delays_those_that_may_go_anywhere_once_every_worker_has_a_queue() -> None:
-    """The holder has the longer queue. Nobody minds while one is idle; where all queue, everybody waits."""
+    """The holder has the longer queue. Nobody minds while a worker is idle; where all queue, computing delays all."""
 
     def went_to(idle: float) -> set[int]:
         policy = ours(eviction_weight=0.0)
