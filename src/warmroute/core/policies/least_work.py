@@ -27,12 +27,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import repeat
+from math import inf
 from typing import ClassVar, Final, NamedTuple
 
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.hashing import NATIVE
 from warmroute.core.policies.contract import Candidates
-from warmroute.types import PrefixHash, WorkerId
+from warmroute.types import PrefixHash, Worker, WorkerId
 
 if NATIVE:
     from warmroute import _native
@@ -83,6 +84,11 @@ class LeastWork:
         self.memo = Memo(0.0, 0, 0.0, 1.0, 0.0)
         """Of the last costs."""
         self._bound = 0.5
+        self._roomy: tuple[Worker, ...] = ()
+        """The workers that `_rooms` is of."""
+        self._rooms: list[float] = []
+        """Tokens that may be in use by prompts, per worker, until memory costs."""
+        self._least_room = inf
 
     def costs(self, candidates: Candidates) -> Sequence[float]:
         """Seconds."""
@@ -177,15 +183,17 @@ class LeastWork:
         return credit_s * 0.5 ** ((c.now - at) / CREDIT_HALF_LIFE_S) if credit_s else 0.0
 
     def _memory(self, c: Candidates) -> list[float] | None:
-        """None where everything fits everywhere."""
+        """None where everything fits everywhere, as far as engines say how much they hold."""
         prompt, weight = c.prompt_tokens, self._config.memory_weight
-        if (max(c.kv_tokens) + prompt) <= ROOMY_SHARE * c.kv_tokens_max or not weight:
+        if c.workers is not self._roomy:  # hardly ever: they are the same as long as the fleet is
+            self._roomy = c.workers
+            self._rooms = [ROOMY_SHARE * worker.kv_tokens_max if worker.kv_tokens_max else inf for worker in c.workers]
+            self._least_room = min(self._rooms)
+        if max(c.kv_tokens) + prompt <= self._least_room or not weight:
             return None
+        columns = zip(self._rooms, c.kv_tokens, c.per_token_s, strict=True)
         return [
-            weight * per_token * max(0.0, kv + prompt - ROOMY_SHARE * worker.kv_tokens_max)
-            if worker.kv_tokens_max
-            else 0.0
-            for worker, kv, per_token in zip(c.workers, c.kv_tokens, c.per_token_s, strict=True)
+            weight * per_token * over if (over := kv + prompt - room) > 0.0 else 0.0 for room, kv, per_token in columns
         ]
 
     def _session(self, c: Candidates) -> tuple[WorkerId, float] | None:
