@@ -161,9 +161,17 @@ class Nodes {
     auto hash_of_prefix() const noexcept {
         return [this](Node node) { return table_hash(prefix(node)); };
     }
-    auto hash_of_key() const noexcept {
-        return [this](Node node) { return table_hash(key(node)); };
-    }
+    // A key is two steps through memory away from its node: the first is taken ahead of time, then the second.
+    struct HashOfKey {
+        const Nodes* nodes;
+        std::uint64_t operator()(Node node) const noexcept { return table_hash(nodes->key(node)); }
+        void approach(Node node) const noexcept { __builtin_prefetch(&nodes->segment_at(node)); }
+        void reach(Node node) const noexcept {
+            const Segment& segment = nodes->segment_at(node);
+            __builtin_prefetch(&segment.blocks[segment.capacity + position_of(node) - segment.base]);
+        }
+    };
+    HashOfKey hash_of_key() const noexcept { return {this}; }
 
     bool follows(Node parent, PrefixHash prefix) const noexcept;
     Node append(Node parent, PrefixHash prefix, std::uint64_t block_size, std::size_t more);

@@ -364,6 +364,13 @@ class NodeTable {
         }
     }
 
+    template <class Do>
+    static void each(const Chunk& chunk, Do act) {
+        for (std::size_t slot = 0; slot < slots; ++slot) {
+            if (chunk.tags[slot] != 0) act(chunk.nodes[slot]);
+        }
+    }
+
     template <class HashOf>
     void resize(std::size_t count, HashOf hash_of) {
         auto* const memory = static_cast<Chunk*>(ledger_->take(count * sizeof(Chunk)));
@@ -372,6 +379,10 @@ class NodeTable {
         const std::size_t old_count = std::exchange(chunk_count_, count);
         std::array<std::uint64_t, slots> hashes;
         for (std::size_t c = 0; c < old_count; ++c) {
+            if constexpr (requires { hash_of.reach(Node{}); }) {  // what the next ones are hashed by comes meanwhile
+                if (c + 2 < old_count) each(old[c + 2], [&](Node node) { hash_of.approach(node); });
+                if (c + 1 < old_count) each(old[c + 1], [&](Node node) { hash_of.reach(node); });
+            }
             hash_all(old[c], hash_of, hashes);
             for (std::size_t slot = 0; slot < slots; ++slot) {
                 if (old[c].tags[slot] != 0) place_in_order(hashes[slot], old[c].nodes[slot]);

@@ -222,7 +222,7 @@ async def test_ranks_have_caches_of_their_own() -> None:
 
 
 async def eventually(holds: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 - what is waited for is state of the engine, not an event of ours
             await asyncio.sleep(0.005)
 

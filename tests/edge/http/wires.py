@@ -18,7 +18,7 @@ JSON = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11
 
 async def until(true: Callable[[], object]) -> None:
     """Wait for what the event loop is about to do; the test's timeout is the deadline."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110 - what is waited for has no event to offer
             await asyncio.sleep(0.001)
 
@@ -34,15 +34,15 @@ class Wire:
         await self.writer.drain()
 
     async def until(self, mark: bytes) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.reader.readuntil(mark)
 
     async def exactly(self, size: int) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.reader.readexactly(size)
 
     async def rest(self) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.reader.read()
 
     async def message(self) -> tuple[bytes, bytes]:
@@ -67,7 +67,7 @@ class Engine:
     connections: int = 0
 
     async def accept(self) -> Wire:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.accepted.get()
 
 
