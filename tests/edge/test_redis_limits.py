@@ -145,7 +145,7 @@ async def test_redis_that_comes_back_is_used_again(redis: RedisProcess) -> None:
 
 
 async def test_redis_that_hangs_costs_one_timeout(redis: RedisProcess) -> None:
-    gateway = Gateway(redis.url, timeout_s=0.05)
+    gateway = Gateway(redis.url, timeout_s=2.0)
     assert await gateway.take() == 0.0
     assert redis.process is not None
     redis.process.send_signal(signal.SIGSTOP)
