@@ -131,7 +131,10 @@ async def test_second_requests_are_predicted_exactly(cold: Engines, tmp_path: Pa
                     body = kind(path, prompts)
                     asked = [await ask(client, path, body, stream=stream) for stream in (False, False, True)]
                     print(path, kind.__name__, [(each.predicted, each.reported) for each in asked])
-                    missed += [gateway.why(each.request_id) for each in asked if each.predicted != each.reported]
+                    # What proves a kind claims nothing: an event that comes after its answer is missed by the next.
+                    early = asked[0].predicted < asked[0].reported
+                    judged = asked[early:]
+                    missed += [gateway.why(each.request_id) for each in judged if each.predicted != each.reported]
                     assert asked[1].reported > 0, (path, kind.__name__)
                     assert asked[2].reported > 0, (path, kind.__name__)
         assert not missed, missed
