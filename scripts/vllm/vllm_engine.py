@@ -68,16 +68,24 @@ def free_ports(count: int) -> list[int]:
     return list(ports)
 
 
+_given: set[int] = set()
+"""Ports that this process has given out."""
+
+
 def free_run(length: int) -> int:
     """The first of so many ports in a row on the loopback that nobody listens on now.
 
     They lie below those that the system hands out by itself: an engine takes long to start, and meanwhile it would.
+    None is given twice, since who got it first may not listen yet.
     """
     while True:
         first = random.randrange(20_000, 32_000 - length)
+        if not _given.isdisjoint(range(first, first + length)):
+            continue
         with contextlib.ExitStack() as held, contextlib.suppress(OSError):
             for port in range(first, first + length):
                 held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            _given.update(range(first, first + length))
             return first
 
 
