@@ -55,11 +55,11 @@ SOCKET = (
     "| an engine's messages | gateway, CPU us a message | bare, CPU us a message | gateway, blocks per CPU second |"
 )
 MESSAGES = (
-    ("1 block an event, 1 event a message", "1 block an event, 1 event a message"),
-    ("1 block an event, 16 events a message", "1 block an event, 16 events a message"),
-    ("1 block an event, 128 events a message", "1 block an event, 128 events a message"),
-    ("16 blocks an event, 1 event a message", "16 blocks an event, 1 event a message"),
-    ("128 blocks an event, 1 event a message", "128 blocks an event, 1 event a message"),
+    "1 block an event, 1 event a message",
+    "1 block an event, 16 events a message",
+    "1 block an event, 128 events a message",
+    "16 blocks an event, 1 event a message",
+    "128 blocks an event, 1 event a message",
 )
 
 
@@ -83,11 +83,11 @@ def beside(groups: dict[str, Any]) -> Iterator[str]:
 
 
 def socket(groups: dict[str, Any]) -> Iterator[str]:
-    for label, case in MESSAGES:
+    for case in MESSAGES:
         gateway, bare = (groups["end_to_end"][f"{what}: {case}"] for what in ("gateway", "bare"))
         message = [each["cpu_us_per_message"]["warmroute"] for each in (gateway, bare)]
         blocks = round(1e9 / gateway["cpu_ns_per_block"]["warmroute"], -3)
-        yield f"| {label} | {figure(message[0])} | {figure(message[1])} | {blocks:,.0f} |"
+        yield f"| {case} | {figure(message[0])} | {figure(message[1])} | {blocks:,.0f} |"
 
 
 def replaced(page: str, head: str, rows: Iterator[str]) -> str:

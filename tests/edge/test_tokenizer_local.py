@@ -370,4 +370,5 @@ async def test_a_file_that_says_another_pattern_is_noticed(
     assert not callable(found)
     assert list(found) == plain(folder).encode("the quick fox", add_special_tokens=False).ids
     assert "cuts words in another way" in caplog.text
+    assert made.given_up == {"words": 1}
     made.close()

@@ -243,6 +243,7 @@ async def test_a_difference_ends_it_loudly(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         await held.agrees(TALK)
     assert "treats messages in another way" in caplog.text
+    assert held.tokenizer.given_up == {"messages": 1}
     assert not held.cuts
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -154,6 +155,7 @@ class Begins(FakeTokenizer):
     def __init__(self, answer: Any, *, instant: bool) -> None:
         super().__init__(answer)
         self.begun, self.instant = 0, instant
+        self.given_up: Counter[str] = Counter()
 
     def begin(self, request: RoutingRequest) -> Any:
         self.begun += 1

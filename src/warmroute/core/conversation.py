@@ -30,7 +30,7 @@ _RESERVED = frozenset(
 )
 """Template arguments that mean something to the engine's renderer itself."""
 
-_VOLATILE_PREFIX = "x-anthropic-billing-header"
+ATTRIBUTION = "x-anthropic-billing-header"
 """Newer engines drop a system text's line that begins so, older ones keep it."""
 
 
@@ -82,7 +82,7 @@ def seen_message(message: Any, content_format: ContentFormat, raw_calls: bool) -
     if len(message) == 2 and type(content) is str and role != "system" and content_format == "string":
         return {"role": role, "content": content}  # nearly every message
     texts = _texts(content, extras=content_format == "string")
-    if role == "system" and any(text.startswith(_VOLATILE_PREFIX) for text in texts):
+    if role == "system" and any(text.startswith(ATTRIBUTION) for text in texts):
         raise _unsupported("a system text that some engines shorten")
     seen: Variables = {"role": role, "content": "\n".join(text for text in texts if text)}
     if content_format == "parts":

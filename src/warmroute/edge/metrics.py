@@ -138,6 +138,7 @@ class Metrics(Collector):
         alike = self._routing.agreements.counts.items()
         yield _counter("made_prompts", "Prompts made of other forms, by the engine's count", ("path", "result"), alike)
         yield _counter("retries", "Requests tried on another worker", (), [((), seen.retries)])
+        yield _counter("tokenizer_given_up", "Ways around it found wrong", ("way",), _one(self._tokens.given_up))
         yield _counter("tokenized", "Requests by where token ids came from", ("source",), _one(self._tokens.counts))
         yield _counter("tokenize_seconds", "Time spent on token ids", ("source",), _one(self._tokens.latency_s))
         yield _counter("data_plane", "What happened on connections", ("event",), _flat(self._plane))

@@ -23,8 +23,6 @@ TEXT_BYTES_MAX = 200
 """Longer ids and paths are cut: a line stays short enough to be written whole, whoever else writes there."""
 
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
-_COMPLETION_TOKENS = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d+)')
 
 
 class Line(msgspec.Struct, kw_only=True):
@@ -77,8 +75,7 @@ class AccessLog:
         """A request's last attempt is over, and the client was given that status."""
         job, trail = attempt.job, attempt.trail
         decision = trail.decision
-        prompt, completion = _PROMPT_TOKENS.findall(tail), _COMPLETION_TOKENS.findall(tail)
-        counted = int(prompt[-1]) if prompt else usage.prompt_tokens(tail)
+        counted = usage.any_prompt_tokens(tail)
         first_s = decision.first_byte_s
         self._put(
             Line(
@@ -97,7 +94,7 @@ class AccessLog:
                 prompt_tokens=_known(job.no_tokens_reason, decision.prompt_tokens) if counted is None else counted,
                 overlap_tokens=_known(job.no_tokens_reason, decision.overlap_tokens),
                 cached_tokens=trail.reported_tokens,
-                completion_tokens=int(completion[-1]) if completion else None,
+                completion_tokens=usage.generated_tokens(tail),
                 ttft_s=None if first_s is None else round(first_s, 6),
                 duration_s=round(self._clock() - decision.at, 6),
             )

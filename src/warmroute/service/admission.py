@@ -36,7 +36,6 @@ _ALARM_LATE_S = 0.005
 """Event loops count in milliseconds: an alarm must not come before its deadline."""
 
 _PRIORITY = re.compile(rb"-?[0-9]{1,7}")
-_TOTAL_TOKENS = re.compile(rb'"total_tokens"\s*:\s*(\d+)')
 
 Charges = tuple[Charge, ...]
 _REASONS = {
@@ -291,8 +290,7 @@ class Admission:
 
     def _settle(self, request: _Request, tail: bytes) -> None:
         """Charge what the engine counted; without its word, the guess stands if it computed, else nothing."""
-        counted = _TOTAL_TOKENS.findall(tail)
-        total = int(counted[-1]) if counted else total_tokens(tail)
+        total = None if request.tokens is None else total_tokens(tail)
         if total is not None and request.tokens is not None:
             more = total - request.tokens.cost
             self._rates.settle((msgspec.structs.replace(request.tokens, cost=more),))

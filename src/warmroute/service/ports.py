@@ -8,6 +8,7 @@ need no locks, and a test drives them by calling the sink.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -146,6 +147,9 @@ Rest: TypeAlias = "Callable[[], Awaitable[TokenIds]]"
 @runtime_checkable
 class InstantTokenizer(Tokenizer, Protocol):
     """A tokenizer that often needs not be waited for."""
+
+    given_up: Counter[str]
+    """Ways around the tokenizer or the template that gave something else than these once, and are not taken since."""
 
     def begin(self, request: RoutingRequest) -> TokenIds | Rest:
         """What `tokens` gives, or what brings it if that would keep the event loop for long. Raises TokenizeError."""

@@ -7,7 +7,6 @@ never fails a request.
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
@@ -16,13 +15,12 @@ from typing import TypedDict
 import msgspec
 
 from warmroute.config.tree import BreakerConfig, GatewayConfig
-from warmroute.core import forms, openai
+from warmroute.core import forms, openai, usage
 from warmroute.core.breaker import Breakers
 from warmroute.core.decision import Decision, PickRequest
 from warmroute.core.openai import RoutingRequest
 from warmroute.core.parity import Bounds, Evidence
 from warmroute.core.router import Router
-from warmroute.core.usage import prompt_tokens
 from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service.access_log import AccessLog, key_name, trace_id
 from warmroute.service.agreements import Agreements, Made
@@ -73,10 +71,6 @@ class Logged(TypedDict, total=False):
 
     trace_id: str | None
     key: str | None
-
-
-_CACHED_TOKENS = re.compile(rb'"cache(?:d_tokens|_read_input_tokens)"\s*:\s*(\d+)')
-"""As `/v1/chat/completions`, `/v1/completions` and `/v1/responses` report it; and as `/v1/messages` does."""
 
 
 class Routing:
@@ -193,13 +187,13 @@ class Routing:
     def _note(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """What the end of an attempt says of its worker and its engine."""
         trail, worker = attempt.trail, attempt.trail.decision.worker
-        alike = attempt.job.made is None or self._alike(attempt.job.made, trail, prompt_tokens(tail))
-        reported = _CACHED_TOKENS.findall(tail)
-        self.trusts.ended(worker.id, trail.number, served=_computed(trail.status), reported=bool(reported))
-        if reported:
-            self.tracking.reported(trail, int(reported[-1]))
-        if reported and alike:
-            self._judge(attempt.job, trail, int(reported[-1]))
+        alike = attempt.job.made is None or self._alike(attempt.job.made, trail, usage.prompt_tokens(tail))
+        reported = usage.cached_tokens(tail)
+        self.trusts.ended(worker.id, trail.number, served=_computed(trail.status), reported=reported is not None)
+        if reported is not None:
+            self.tracking.reported(trail, reported)
+            if alike:
+                self._judge(attempt.job, trail, reported)
         if outcome is Outcome.COMPLETE and trail.status == 200:
             self._acted(attempt.job, worker, tail)
         self.tracking.outcomes[worker.name, outcome] += 1

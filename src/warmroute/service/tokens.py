@@ -76,6 +76,8 @@ class Tokens:
         self._local = None if config.mode in ("off", "remote") else local
         self._remote = None if config.mode == "off" else remote
         self._instant = self._local if isinstance(self._local, InstantTokenizer) else None
+        self.given_up: Counter[str] = Counter() if self._instant is None else self._instant.given_up
+        """Ways around the tokenizer in process that were found to be wrong."""
         self._bases: dict[str, str] = {}
         self._failures: Counter[Endpoint] = Counter()
         self._paused_until: dict[Endpoint, float] = {}

@@ -49,6 +49,24 @@ class Chat:
         return msgspec.json.encode({"model": model, "messages": self.messages, **self._fields})
 
 
+class Offered(msgspec.Struct, gc=False):
+    """What a tool says of itself in either form."""
+
+    description: str | None = None
+    strict: bool | None = None
+    defer_loading: bool | None = None
+
+
+def function_tool(tool: Offered, name: str | None, parameters: dict[str, Raw] | None) -> dict[str, Any]:
+    """A tool as a chat offers it. What it does not say of itself is left out, its description aside."""
+    function: dict[str, Any] = {"name": name, "description": tool.description, "parameters": parameters}
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    if tool.defer_loading is not None:
+        function["defer_loading"] = tool.defer_loading
+    return {"type": "function", "function": function}
+
+
 def prompt_was_forwarded(transfer: Raw) -> None:
     """Raises TokenizeError if a request between engines brings its prompt along as token ids."""
     if b"prompt_token_ids" in (given(transfer) or b""):

@@ -14,13 +14,11 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Raw
 
-from warmroute.core.forms.chat import Chat, hidden_tools, prompt_was_forwarded
+from warmroute.core.conversation import ATTRIBUTION
+from warmroute.core.forms.chat import Chat, Offered, function_tool, hidden_tools, prompt_was_forwarded
 from warmroute.core.forms.questions import INLINE_SYSTEM, NO_THINKING
 from warmroute.core.openai import given
 from warmroute.errors import TokenizeError
-
-_ATTRIBUTION = "x-anthropic-billing-header"
-"""A block of the system text that begins so is left out by engines: it differs from request to request."""
 
 
 class _Item(msgspec.Struct, gc=False):
@@ -46,12 +44,9 @@ class _Message(msgspec.Struct, gc=False):
     content: str | list[_Block]
 
 
-class _Tool(msgspec.Struct, gc=False):
+class _Tool(Offered, gc=False, kw_only=True):
     name: str
     input_schema: dict[str, Raw]
-    description: str | None = None
-    strict: bool | None = None
-    defer_loading: bool | None = None
 
 
 class _Kind(msgspec.Struct, gc=False):
@@ -102,7 +97,7 @@ def _system_text(system: str | list[_Block] | None) -> str:
     if not isinstance(system, list):
         return system or ""
     texts = [block.text for block in system if block.type == "text" and block.text]
-    return "".join(text for text in texts if not text.startswith(_ATTRIBUTION))
+    return "".join(text for text in texts if not text.startswith(ATTRIBUTION))
 
 
 def _add(chat: Chat, message: _Message) -> None:
@@ -127,7 +122,7 @@ def _add_system(chat: Chat, content: str | list[_Block]) -> None:
             raise TokenizeError("tool_changes", "tools that are added or removed on the way")
         text = _system_text(content)
     else:
-        text = "" if content.startswith(_ATTRIBUTION) else content
+        text = "" if content.startswith(ATTRIBUTION) else content
     if text and chat.messages:
         chat.ask(INLINE_SYSTEM)
     if text:
@@ -190,14 +185,8 @@ def _offer(chat: Chat, tools: list[_Tool], choice: _Kind | None) -> None:
         raise hidden_tools()
     offered = []
     for tool in tools:
-        function: _Said = {"name": tool.name, "description": tool.description}
-        function["parameters"] = tool.input_schema
         tool.input_schema.setdefault("type", _OBJECT)
-        if tool.strict is not None:
-            function["strict"] = tool.strict
-        if tool.defer_loading is not None:
-            function["defer_loading"] = tool.defer_loading
-        offered.append({"type": "function", "function": function})
+        offered.append(function_tool(tool, tool.name, tool.input_schema))
     chat.set("tools", offered)
 
 

@@ -14,11 +14,10 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Raw
 
-from warmroute.core.forms.chat import Chat, hidden_tools, prompt_was_forwarded
+from warmroute.core.conversation import ATTRIBUTION
+from warmroute.core.forms.chat import Chat, Offered, function_tool, hidden_tools, prompt_was_forwarded
 from warmroute.core.openai import flag, given
 from warmroute.errors import TokenizeError
-
-_ATTRIBUTION = "x-anthropic-billing-header"
 
 
 class _Part(msgspec.Struct, gc=False):
@@ -41,13 +40,10 @@ class _Item(msgspec.Struct, gc=False):
     encrypted_content: str | None = None
 
 
-class _Tool(msgspec.Struct, gc=False):
+class _Tool(Offered, gc=False, kw_only=True):
     type: str
     name: str | None = None
-    description: str | None = None
     parameters: dict[str, Raw] | None = None
-    strict: bool | None = None
-    defer_loading: bool | None = None
 
 
 class _Reasoning(msgspec.Struct, gc=False):
@@ -161,7 +157,7 @@ def _content(chat: Chat, item: _Item) -> str | list[_Said]:
     if isinstance(item.content, str):
         return item.content
     texts = _texts(item.content)
-    if item.role == "system" and any(text.startswith(_ATTRIBUTION) for text in texts):
+    if item.role == "system" and any(text.startswith(ATTRIBUTION) for text in texts):
         raise TokenizeError("item", "a system text that engines shorten or not, by its form")
     chat.features.add("parts")
     return [{"type": "text", "text": text} for text in texts]
@@ -233,10 +229,5 @@ def _offer(chat: Chat, request: _Request) -> None:
         if tool.type != "function":  # tools that the engine would have to run itself are not shown to the model
             chat.features.add("unseen_tools")
             continue
-        function: _Said = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-        if tool.strict is not None:
-            function["strict"] = tool.strict
-        if tool.defer_loading is not None:
-            function["defer_loading"] = tool.defer_loading
-        offered.append({"type": "function", "function": function})
+        offered.append(function_tool(tool, tool.name, tool.parameters))
     chat.set("tools", offered)

@@ -37,6 +37,7 @@ class LocalTokenizer:
         folder = Path(path)
         self._encoder = Encoder(folder / "tokenizer.json")
         self._templates = Templates(folder, now)
+        self.given_up = self._encoder.given_up
         self._turns = Turns(self._encoder, self._templates)
         self._answers: dict[str, Prompts] = {}
 

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from array import array
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,8 @@ class Encoder:
         self._bounds = {content: array("I", [token]).tobytes() for content, token in ids.items()}
         self.separable = self._special is not None and never_overlap(ids)
         """Whether it can be told of each part of a text alone where its special tokens are."""
+        self.given_up: Counter[str] = Counter()
+        """What was found to give other ids than the tokenizer or the template: `words`, `messages`."""
         self._seams: dict[str, bytes] = {}
         self._words = Words.of(described, self._word_ids)
         self._kept: Kept[str, bytes] = Kept(CACHE_CHARS_MAX, {"": b""})
@@ -140,6 +143,7 @@ class Encoder:
         if self._words is not None and self._words.mistaken:
             _log.warning("the tokenizer cuts words in another way than its file says; all is left to it from now on")
             self._words = None
+            self.given_up["words"] += 1
         return self._encode_all([text], special=False)[0] if ids is None else ids
 
     def _encode_all(self, texts: list[str], special: bool) -> list[bytes]:

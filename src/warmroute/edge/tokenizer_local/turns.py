@@ -262,6 +262,7 @@ class Turns:
         if found is None or callable(whole) or array("I", whole).tobytes() == found:
             return found
         _log.warning("the chat template %r treats messages in another way than it seems to; it is rendered whole", name)
+        self._encoder.given_up["messages"] += 1
         self._cuts.pop(name, None)
         return None
 

@@ -51,8 +51,8 @@ class _Api:
             [
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/v1/completions", self._completions),
-                web.post(forms.MESSAGES, self._rewritten),
-                web.post(forms.RESPONSES, self._rewritten),
+                web.post(forms.MESSAGES, self._chat),
+                web.post(forms.RESPONSES, self._chat),
                 web.post("/tokenize", self._tokenize),
                 web.post("/detokenize", self._detokenize),
                 web.get("/v1/models", self._models),
@@ -88,9 +88,6 @@ class _Api:
         return response
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, chat=True)
-
-    async def _rewritten(self, request: web.Request) -> web.StreamResponse:
         return await self._generate(request, chat=True)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
