@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from heapq import nsmallest
 from typing import Any
 
 import msgspec
@@ -153,7 +154,7 @@ class Decision(msgspec.Struct):
         n = len(self.costs)
         if n > candidates_max:
             chosen = self.candidates.workers.index(self.worker)
-            cheapest = sorted(range(n), key=self.costs.__getitem__)[:candidates_max]
+            cheapest = nsmallest(candidates_max, range(n), key=self.costs.__getitem__)
             kept = sorted({chosen, *cheapest})
             self.candidates = self.candidates.only(kept)
             self.costs = [self.costs[i] for i in kept]

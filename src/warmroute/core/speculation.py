@@ -14,10 +14,13 @@ meanwhile takes the speculative rest with it.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 
+from warmroute.core.rows import HELD
 from warmroute.types import PrefixHash, WorkerId
 
 
@@ -60,16 +63,14 @@ class Claim:
 
 BATCHES_SURE = 4
 """For so many batches a claim is looked at each time, then with the 8th, the 16th and so on."""
-FEW_STARTS = 64
-"""Up to so many first blocks are looked up in the prompt, each at its place; more are looked for all at once."""
 _by_start = attrgetter("start")
 
 
 class Speculation:
-    """All claims, by their first block."""
+    """All claims, by their first block: where it stands in the prompt, and what it is."""
 
     def __init__(self) -> None:
-        self._by_start: dict[PrefixHash, dict[Claim, None]] = {}
+        self._by_start: dict[int, dict[PrefixHash, dict[Claim, None]]] = {}
         self._order: dict[WorkerId, deque[Claim]] = {}
         self._served: dict[WorkerId, deque[Claim]] = {}
 
@@ -81,8 +82,8 @@ class Speculation:
     def claimed_blocks(self, now: float) -> int:
         """Blocks that are believed only because of a claim. Counts them all: for metrics."""
         blocks: set[tuple[WorkerId, PrefixHash]] = set()
-        for claims in self._by_start.values():
-            for claim in claims:
+        for firsts in self._by_start.values():
+            for claim in chain.from_iterable(firsts.values()):
                 if claim.deadline > now:
                     blocks.update((claim.worker, prefix) for prefix in claim.chain[claim.start :])
         return len(blocks)
@@ -90,37 +91,33 @@ class Speculation:
     def add(self, claim: Claim, now: float) -> None:
         """Make a claim. It must have at least one block."""
         self._expire(claim.worker, now)
-        self._by_start.setdefault(claim.chain[claim.start], {})[claim] = None
+        firsts = self._by_start.setdefault(claim.start, {})
+        firsts.setdefault(claim.chain[claim.start], {})[claim] = None
         self._order.setdefault(claim.worker, deque()).append(claim)
 
-    def extend(
-        self, prefixes: Sequence[PrefixHash], confirmed: Mapping[WorkerId, int], now: float
-    ) -> dict[WorkerId, int]:
-        """Blocks that claims add behind each worker's confirmed overlap (in blocks; 0 for workers not named)."""
-        claims = [claim for same in self._met(prefixes) for claim in same if claim.deadline > now]
-        if not claims:
-            return {}
-        claims.sort(key=_by_start)  # a claim may go on where another ends
-        reached: dict[WorkerId, int] = {}
-        for claim in claims:
-            known = reached.get(claim.worker)
-            start = confirmed.get(claim.worker, 0) if known is None else known
-            end = claim.reach(prefixes, start)
-            if end > start:
-                reached[claim.worker] = end
-        return {worker: end - confirmed.get(worker, 0) for worker, end in reached.items()}
-
-    def _met(self, prefixes: Sequence[PrefixHash]) -> Iterable[Iterable[Claim]]:
-        """Claims whose first block is one of these."""
-        by_start, end = self._by_start, len(prefixes)
-        if len(by_start) > FEW_STARTS:
-            return [by_start[prefix] for prefix in by_start.keys() & prefixes]
-        found = []
-        for first, same in by_start.items():
-            start = next(iter(same)).start
-            if start < end and prefixes[start] == first:
-                found.append(same)
+    def met(self, prefixes: Sequence[PrefixHash], now: float) -> list[Claim]:
+        """The claims that may say something of a prompt: one whose first block is not in it has no other there."""
+        found, end = list[Claim](), len(prefixes)
+        for start, firsts in self._by_start.items():
+            if start < end and (same := firsts.get(prefixes[start])) is not None:
+                found += [claim for claim in same if claim.deadline > now]
         return found
+
+    def extend(
+        self, held: array[int], prefixes: Sequence[PrefixHash], positions: Mapping[WorkerId, int], size: int, now: float
+    ) -> None:
+        """Add to what is known to be held of this prompt what claims add behind it: rows, blocks of `size` tokens."""
+        claims = self.met(prefixes, now)
+        claims.sort(key=_by_start)  # a claim may go on where another ends
+        for claim in claims:
+            i = positions.get(claim.worker)
+            if i is None:
+                continue
+            row = HELD * i
+            known = held[row] // size
+            if claim.start <= known and (end := claim.reach(prefixes, known)) > known:
+                held[row] = end * size
+                held[row + 3] += (end - known) * size
 
     def served(self, claim: Claim, now: float) -> None:
         """The claim's request has been computed: its blocks are stored, and events that say so are due."""
@@ -174,9 +171,12 @@ class Speculation:
             del self._order[worker]
 
     def _drop(self, claim: Claim) -> None:
+        firsts = self._by_start.get(claim.start, {})
         first = claim.chain[claim.start]
-        same = self._by_start.get(first)
+        same = firsts.get(first)
         if same is not None and claim in same:
             del same[claim]
             if not same:
-                del self._by_start[first]
+                del firsts[first]
+                if not firsts:
+                    del self._by_start[claim.start]
