@@ -18,7 +18,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from operator import attrgetter
+from typing import Final, TypeAlias
 
 from warmroute.core.rows import HELD
 from warmroute.types import PrefixHash, WorkerId
@@ -27,7 +27,7 @@ from warmroute.types import PrefixHash, WorkerId
 class Claim:
     """Blocks `start` and on of one dispatched request's `chain`, believed to be on `worker` until `deadline` (s)."""
 
-    __slots__ = ("batches", "block_size", "chain", "deadline", "start", "worker")
+    __slots__ = ("batches", "block_size", "chain", "deadline", "first", "last", "start", "worker")
 
     def __init__(
         self, worker: WorkerId, chain: Sequence[PrefixHash], block_size: int, start: int, deadline: float
@@ -37,6 +37,7 @@ class Claim:
         self.block_size = block_size
         self.start = start
         self.deadline = deadline
+        self.first, self.last = chain[start], chain[-1]
         self.batches = 0
         """Of events that came since it was served."""
 
@@ -44,12 +45,10 @@ class Claim:
         """Believe it no longer."""
         self.deadline = float("-inf")
 
-    def reach(self, prefixes: Sequence[PrefixHash], start: int) -> int:
-        """Up to which block of `prefixes` this claim goes on from block `start`; `start` if it does not."""
-        chain, low = self.chain, start
+    def reach(self, prefixes: Sequence[PrefixHash]) -> int:
+        """Up to which block of `prefixes`, in which its first one is, this claim goes."""
+        chain, low = self.chain, self.start
         high = min(len(chain), len(prefixes))
-        if self.start > start or start >= high or chain[start] != prefixes[start]:
-            return start
         if chain[high - 1] == prefixes[high - 1]:
             return high
         while high - low > 1:  # chain[low] is equal, chain[high - 1] is not
@@ -63,14 +62,17 @@ class Claim:
 
 BATCHES_SURE = 4
 """For so many batches a claim is looked at each time, then with the 8th, the 16th and so on."""
-_by_start = attrgetter("start")
+Alike: TypeAlias = dict[PrefixHash, dict[Claim, None]]
+"""Claims by their last block: those that have the first one in common as well go equally far, on whatever worker."""
+
+_NONE: Final[Alike] = {}
 
 
 class Speculation:
     """All claims, by their first block: where it stands in the prompt, and what it is."""
 
     def __init__(self) -> None:
-        self._by_start: dict[int, dict[PrefixHash, dict[Claim, None]]] = {}
+        self._by_start: dict[int, dict[PrefixHash, Alike]] = {}
         self._order: dict[WorkerId, deque[Claim]] = {}
         self._served: dict[WorkerId, deque[Claim]] = {}
 
@@ -83,41 +85,36 @@ class Speculation:
         """Blocks that are believed only because of a claim. Counts them all: for metrics."""
         blocks: set[tuple[WorkerId, PrefixHash]] = set()
         for firsts in self._by_start.values():
-            for claim in chain.from_iterable(firsts.values()):
-                if claim.deadline > now:
-                    blocks.update((claim.worker, prefix) for prefix in claim.chain[claim.start :])
+            for alike in firsts.values():
+                for claim in chain.from_iterable(alike.values()):
+                    if claim.deadline > now:
+                        blocks.update((claim.worker, prefix) for prefix in claim.chain[claim.start :])
         return len(blocks)
 
     def add(self, claim: Claim, now: float) -> None:
         """Make a claim. It must have at least one block."""
         self._expire(claim.worker, now)
-        firsts = self._by_start.setdefault(claim.start, {})
-        firsts.setdefault(claim.chain[claim.start], {})[claim] = None
+        alike = self._by_start.setdefault(claim.start, {}).setdefault(claim.first, {})
+        alike.setdefault(claim.last, {})[claim] = None
         self._order.setdefault(claim.worker, deque()).append(claim)
-
-    def met(self, prefixes: Sequence[PrefixHash], now: float) -> list[Claim]:
-        """The claims that may say something of a prompt: one whose first block is not in it has no other there."""
-        found, end = list[Claim](), len(prefixes)
-        for start, firsts in self._by_start.items():
-            if start < end and (same := firsts.get(prefixes[start])) is not None:
-                found += [claim for claim in same if claim.deadline > now]
-        return found
 
     def extend(
         self, held: array[int], prefixes: Sequence[PrefixHash], positions: Mapping[WorkerId, int], size: int, now: float
     ) -> None:
         """Add to what is known to be held of this prompt what claims add behind it: rows, blocks of `size` tokens."""
-        claims = self.met(prefixes, now)
-        claims.sort(key=_by_start)  # a claim may go on where another ends
-        for claim in claims:
-            i = positions.get(claim.worker)
-            if i is None:
-                continue
-            row = HELD * i
-            known = held[row] // size
-            if claim.start <= known and (end := claim.reach(prefixes, known)) > known:
-                held[row] = end * size
-                held[row + 3] += (end - known) * size
+        end = len(prefixes)
+        for start in sorted(self._by_start):  # a claim may go on where another ends
+            if start >= end:
+                break
+            for claims in self._by_start[start].get(prefixes[start], _NONE).values():
+                reached = next(iter(claims)).reach(prefixes)
+                for claim in claims:
+                    if claim.deadline > now and (i := positions.get(claim.worker)) is not None:
+                        row = HELD * i
+                        known = held[row] // size
+                        if start <= known < reached:
+                            held[row] = reached * size
+                            held[row + 3] += (reached - known) * size
 
     def served(self, claim: Claim, now: float) -> None:
         """The claim's request has been computed: its blocks are stored, and events that say so are due."""
@@ -172,11 +169,13 @@ class Speculation:
 
     def _drop(self, claim: Claim) -> None:
         firsts = self._by_start.get(claim.start, {})
-        first = claim.chain[claim.start]
-        same = firsts.get(first)
-        if same is not None and claim in same:
-            del same[claim]
-            if not same:
-                del firsts[first]
-                if not firsts:
-                    del self._by_start[claim.start]
+        alike = firsts.get(claim.first, {})
+        claims = alike.get(claim.last, {})
+        if claim in claims:
+            del claims[claim]
+            if not claims:
+                del alike[claim.last]
+            if not alike:
+                del firsts[claim.first]
+            if not firsts:
+                del self._by_start[claim.start]
