@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -28,7 +29,7 @@ class Rows {
         const bool constant = std::is_const_v<Number>;
         if (PyObject_GetBuffer(array.ptr(), &view_, PyBUF_ND | PyBUF_FORMAT | (constant ? 0 : PyBUF_WRITABLE)) != 0)
             throw nb::python_error();
-        const char wanted = std::is_floating_point_v<Number> ? 'd' : 'q';
+        const char wanted = std::is_floating_point_v<Number> ? 'd' : std::is_signed_v<Number> ? 'q' : 'Q';
         const char* const format = view_.format == nullptr ? "B" : view_.format;
         if (format[0] != wanted || format[1] != 0 || view_.ndim != 1 || view_.shape[0] % width != 0) {
             PyBuffer_Release(&view_);
@@ -50,6 +51,7 @@ using Counts = Rows<const std::int64_t, 4>;
 using Times = Rows<const double, 2>;
 using Rates = Rows<const double, 4>;
 using Column = Rows<const double>;
+using Prefixes = Rows<const std::uint64_t>;
 
 void must(bool fits) {
     if (!fits) throw nb::value_error("rows of unequal numbers");
@@ -123,6 +125,20 @@ nb::object lowest(nb::handle cost_column) {
     return found;
 }
 
+// The places of the lowest, in ascending order; of equal ones the first.
+nb::object cheapest(nb::handle cost_column, Py_ssize_t count) {
+    const Column costs(cost_column);
+    std::vector<Py_ssize_t> places(static_cast<std::size_t>(costs.size()));
+    std::iota(places.begin(), places.end(), Py_ssize_t{0});
+    const auto end = places.begin() + std::clamp(count, Py_ssize_t{0}, costs.size());
+    const auto lower = [&](Py_ssize_t a, Py_ssize_t b) { return *costs[a] != *costs[b] ? *costs[a] < *costs[b] : a < b; };
+    if (end != places.end()) std::nth_element(places.begin(), end, places.end(), lower);
+    std::sort(places.begin(), end);
+    nb::list found;
+    for (auto place = places.begin(); place != end; ++place) found.append(*place);
+    return found;
+}
+
 // Numbers of a buffer of four or eight bytes each, or of a list.
 class Numbers {
   public:
@@ -156,23 +172,80 @@ class Numbers {
     Py_ssize_t size_ = 0;
 };
 
+// Where a mapping of workers to positions has this one; -1: nowhere.
+Py_ssize_t position(nb::dict positions, nb::handle worker, Py_ssize_t rows) {
+    PyObject* const place = PyDict_GetItemWithError(positions.ptr(), worker.ptr());
+    if (place == nullptr) {
+        if (PyErr_Occurred()) throw nb::python_error();
+        return -1;
+    }
+    const Py_ssize_t i = PyLong_AsSsize_t(place);
+    if (i == -1 && PyErr_Occurred()) throw nb::python_error();
+    must(0 <= i && i < rows);
+    return i;
+}
+
 void confirm(nb::handle held_rows, nb::dict positions, nb::tuple matched, std::int64_t block_size) {
     const Rows<std::int64_t, 4> held(held_rows);
     if (nb::len(matched) != 3) throw nb::value_error("workers, blocks, blocks by medium");
     const Numbers workers(matched[0]), blocks(matched[1]), by_medium(matched[2]);
     must(blocks.size() == workers.size() && by_medium.size() == 3 * workers.size());
     for (Py_ssize_t n = 0; n < workers.size(); ++n) {
-        PyObject* const place = PyDict_GetItemWithError(positions.ptr(), nb::int_(workers[n]).ptr());
-        if (place == nullptr) {
-            if (PyErr_Occurred()) throw nb::python_error();
-            continue;
-        }
-        const Py_ssize_t i = PyLong_AsSsize_t(place);
-        if (i == -1 && PyErr_Occurred()) throw nb::python_error();
-        must(0 <= i && i < held.size());
+        const Py_ssize_t i = position(positions, nb::int_(workers[n]), held.size());
+        if (i < 0) continue;
         held[i][0] = blocks[n] * block_size;
         held[i][1] = by_medium[3 * n + 1] * block_size;
         held[i][2] = by_medium[3 * n + 2] * block_size;
+    }
+}
+
+// How many blocks from the first on are the same: hashes are chained, so one that is equal means that all before are.
+Py_ssize_t common_blocks(const Prefixes& one, const Prefixes& other) noexcept {
+    Py_ssize_t low = 0, high = std::min(one.size(), other.size());
+    while (low < high) {
+        const Py_ssize_t middle = low + (high - low) / 2;
+        if (*one[middle] == *other[middle]) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+nb::object field(nb::handle object, PyObject* name) {
+    const nb::object found = nb::steal(PyObject_GetAttr(object.ptr(), name));
+    if (!found.is_valid()) throw nb::python_error();
+    return found;
+}
+
+void extend(nb::handle held_rows, nb::handle prefix_array, nb::dict positions, nb::list met, std::int64_t size, double now) {
+    static PyObject* const start_name = PyUnicode_InternFromString("start");
+    static PyObject* const chain_name = PyUnicode_InternFromString("chain");
+    static PyObject* const deadline_name = PyUnicode_InternFromString("deadline");
+    static PyObject* const worker_name = PyUnicode_InternFromString("worker");
+    const Rows<std::int64_t, 4> held(held_rows);
+    const Prefixes prefixes(prefix_array);
+    if (size < 1) throw nb::value_error("a block has at least one token");
+    for (const nb::handle claims : met) {
+        if (!PyDict_CheckExact(claims.ptr())) throw nb::type_error("claims that are alike are the keys of a dict");
+        std::int64_t start = 0, reached = -1;
+        Py_ssize_t at = 0;
+        PyObject* claim = nullptr;
+        while (PyDict_Next(claims.ptr(), &at, &claim, nullptr)) {
+            const nb::handle each(claim);
+            if (reached < 0) {
+                start = nb::cast<std::int64_t>(field(each, start_name));
+                reached = common_blocks(Prefixes(field(each, chain_name)), prefixes);
+            }
+            if (nb::cast<double>(field(each, deadline_name)) <= now) continue;
+            const Py_ssize_t i = position(positions, field(each, worker_name), held.size());
+            if (i < 0) continue;
+            const std::int64_t known = held[i][0] / size;
+            if (start > known || known >= reached) continue;
+            held[i][0] = reached * size;
+            held[i][3] += (reached - known) * size;
+        }
     }
 }
 
@@ -226,6 +299,9 @@ void bind_weighing(nb::module_& module) {
     module.def("weigh", &weigh, nb::arg("weights"), nb::arg("rows"), nb::arg("belief"), nb::arg("rooms"), nb::arg("costs"));
     module.def("lowest", &lowest, nb::arg("costs"));
     module.def("confirm", &confirm, nb::arg("held"), nb::arg("positions"), nb::arg("matched"), nb::arg("block_size"));
+    module.def("extend", &extend, nb::arg("held"), nb::arg("prefixes"), nb::arg("positions"), nb::arg("met"), nb::arg("size"),
+               nb::arg("now"));
+    module.def("cheapest", &cheapest, nb::arg("costs"), nb::arg("count"));
     module.def("gather", &gather, nb::arg("numbers"), nb::arg("width"), nb::arg("places"), nb::arg("taken"));
     module.def("add_booked", &add_booked, nb::arg("counts"), nb::arg("times"), nb::arg("more_counts"), nb::arg("more_times"),
                nb::arg("now"));

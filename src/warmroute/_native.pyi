@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, final
 
 from warmroute.core.index.contract import ApplyReport, DumpEntry
+from warmroute.core.speculation import Claim
 from warmroute.core.wire.events import BlockRemoved, BlockStored, RejectedEvent
 from warmroute.types import BlockHash, PrefixHash, TokenIds, WorkerId
 
@@ -124,3 +125,16 @@ def gather(numbers: array[Any], width: int, places: Sequence[int], taken: array[
 def add_booked(
     counts: array[int], times: array[float], more_counts: array[int], more_times: array[float], now: float
 ) -> None: ...
+
+# What core.speculation does in Python with the claims that it has met.
+def extend(
+    held: array[int],
+    prefixes: memoryview[int],
+    positions: Mapping[WorkerId, int],
+    met: list[dict[Claim, None]],
+    size: int,
+    now: float,
+) -> None: ...
+
+# The places of the `count` lowest, in ascending order.
+def cheapest(costs: array[float], count: int) -> list[int]: ...

@@ -23,7 +23,7 @@ from warmroute.core.policies.least_work import RowsOfAll, survey, survey_in_pyth
 from warmroute.core.policies.peers import Aibrix, Approximate, Dynamo, LlmD
 from warmroute.core.policies.simple import ConsistentHash, LeastLoaded, RoundRobin
 from warmroute.core.router import PickRequest, Router
-from warmroute.core.rows import lowest, side_by_side
+from warmroute.core.rows import side_by_side
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 
 PROMPT = 160
@@ -317,18 +317,11 @@ def test_the_native_weighing_gives_what_the_reference_gives(
     for judged, into in zip((weigh, weigh_in_python), costs, strict=True):
         judged(weights, rows_of(fleet), belief, rooms, into)
     assert costs[0] == costs[1]
-    assert lowest(costs[0]) == lowest(costs[0].tolist())
 
 
 @given(numbers, fleets)
 def test_the_native_survey_finds_what_the_reference_finds(now: float, fleet: list[tuple[Any, ...]]) -> None:
     assert survey(now, *rows_of(fleet)) == survey_in_python(now, *rows_of(fleet))
-
-
-@given(st.lists(st.integers(0, 3), min_size=1))
-def test_the_lowest_are_found_in_every_form(costs: list[int]) -> None:
-    found = [i for i, cost in enumerate(costs) if cost == min(costs)]
-    assert lowest(costs) == lowest(array("d", costs)) == lowest(tuple(costs)) == lowest(array("q", costs)) == found
 
 
 @pytest.mark.skipif(not NATIVE, reason="the native core is not built")
@@ -445,6 +438,7 @@ class Stranger:
         (RuntimeError("no"), "raised"),
         ([1.0], "invalid"),
         ([nan, 1.0], "invalid"),
+        ([10**400, 1.0], "raised"),
         (["a", "b"], "raised"),
         (None, "raised"),
     ],

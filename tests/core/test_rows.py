@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from warmroute.core.hashing import NATIVE
 from warmroute.core.lanes import Matched, confirm, confirm_in_python, most_of
-from warmroute.core.rows import HELD, Rows, gather, gather_in_python, side_by_side, zeros
+from warmroute.core.rows import HELD, Rows, cheapest, gather, gather_in_python, lowest, side_by_side, zeros
 from warmroute.types import WorkerId
 
 BLOCK = 16
@@ -52,6 +52,13 @@ def test_gathered_rows_are_those_asked_for(pairs: list[tuple[int, int]], places:
 def test_no_row_is_gathered_from_beyond_the_array(places: list[int]) -> None:
     with pytest.raises((ValueError, TypeError, RuntimeError, OverflowError)):
         gather(array("d", [0.0] * 4), 2, places)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1), st.integers(0, 10))
+def test_the_lowest_are_found_and_of_equal_ones_the_first(numbers: list[int], count: int) -> None:
+    costs = array("d", numbers)
+    assert lowest(costs) == [i for i, cost in enumerate(numbers) if cost == min(numbers)]
+    assert cheapest(costs, count) == sorted(sorted(range(len(numbers)), key=numbers.__getitem__)[:count])
 
 
 overlaps = st.tuples(st.integers(0, 3000), st.integers(0, 3000), st.integers(0, 3000))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +20,15 @@ def chain(*numbers: int) -> list[PrefixHash]:
     return [PrefixHash(n) for n in numbers]
 
 
+def buffer(prefixes: list[PrefixHash]) -> Sequence[PrefixHash]:
+    """As `prefix_hash_array` gives them."""
+    return memoryview(array("Q", prefixes))  # type: ignore[return-value]
+
+
 def claim(
     claims: Speculation, worker: WorkerId, chain: list[PrefixHash], now: float, ttl_s: float, start: int = 0
 ) -> Claim:
-    made = Claim(worker, chain, SIZE, start, now + ttl_s)
+    made = Claim(worker, buffer(chain), SIZE, start, now + ttl_s)
     claims.add(made, now)
     return made
 
@@ -34,7 +39,10 @@ def extended(
     """Blocks that claims add behind each worker's confirmed ones."""
     positions = {W1: 0, W2: 1}
     held = array("q", [tokens for w in positions for tokens in (confirmed.get(w, 0) * SIZE, 0, 0, 0)])
+    natively = held[:]
     claims.extend(held, prefixes, positions, SIZE, now)
+    claims.extend(natively, memoryview(array("Q", prefixes)), positions, SIZE, now)  # type: ignore[arg-type]
+    assert natively == held
     for worker, i in positions.items():
         overlap, _, _, claimed = held[HELD * i : HELD * i + HELD]
         assert overlap == confirmed.get(worker, 0) * SIZE + claimed
@@ -72,7 +80,7 @@ def test_a_claim_that_ended_is_not_believed_though_its_time_is_not_over() -> Non
 
 def test_a_claim_covers_only_what_was_not_known_to_be_held() -> None:
     claims = Speculation()
-    claims.add(Claim(W1, chain(1, 2, 3), 16, 2, 9.0), 0.0)
+    claims.add(Claim(W1, buffer(chain(1, 2, 3)), 16, 2, 9.0), 0.0)
     assert extended(claims, chain(1, 2, 3), {W1: 2}, now=1.0) == {W1: 1}
     assert extended(claims, chain(1, 2, 3), {W1: 1}, now=1.0) == {}
 
@@ -116,6 +124,31 @@ def test_a_claim_never_reaches_beyond_what_was_claimed(
     while at < 8 and believed.get(at, 0.0) > now:
         at += 1
     assert extended(claims, chain(*range(8)), {W1: confirmed}, now).get(W1, 0) == at - confirmed
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(1, 6), st.integers(1, 6))),
+    st.integers(0, 6),
+    st.integers(0, 6),
+)
+def test_claims_of_many_prompts_reach_as_far_as_the_prompts_are_the_same(
+    made: list[tuple[int, int, int, int]], confirmed: int, common: int
+) -> None:
+    """Block n of a prompt that leaves the asked one at block `until` is n, then 10 * until + n."""
+
+    def prompt(until: int, blocks: int) -> list[PrefixHash]:
+        return chain(*(n if n < until else 10 * until + n for n in range(blocks)))
+
+    claims, reach = Speculation(), confirmed
+    for other, start, blocks, until in sorted(made, key=lambda one: one[1]):
+        if start < blocks:
+            claim(claims, W2 if other else W1, prompt(until, blocks), 0.0, 9.0, start)
+    for other, start, blocks, until in sorted(made, key=lambda one: one[1]):
+        shared = min(blocks, until, common)
+        if not other and start < shared and start <= reach < shared:
+            reach = shared
+    asked = [*prompt(common, common), *chain(98, 99)]
+    assert extended(claims, asked, {W1: confirmed}, 1.0).get(W1, 0) == reach - confirmed
 
 
 def test_a_claim_that_waits_is_looked_at_ever_more_rarely_and_ended_all_the_same() -> None:

@@ -6,14 +6,15 @@ Invariant: these are values: a decision says what was weighed, and nothing here 
 from __future__ import annotations
 
 import enum
+from array import array
 from collections.abc import Sequence
-from heapq import nsmallest
 from typing import Any
 
 import msgspec
 
 from warmroute.core.load import Lease
 from warmroute.core.policies.contract import Candidates, Policy
+from warmroute.core.rows import cheapest, gather
 from warmroute.core.speculation import Claim
 from warmroute.types import PrefixHash, TokenIds, Worker, WorkerId
 
@@ -107,7 +108,7 @@ class Decision(msgspec.Struct):
     claims: tuple[Claim, ...]
     chain: Sequence[PrefixHash]
     candidates: Candidates
-    costs: Sequence[float]
+    costs: array[float]
     memo: Any
     at: float
     decided_by: Policy
@@ -154,10 +155,11 @@ class Decision(msgspec.Struct):
         n = len(self.costs)
         if n > candidates_max:
             chosen = self.candidates.workers.index(self.worker)
-            cheapest = nsmallest(candidates_max, range(n), key=self.costs.__getitem__)
-            kept = sorted({chosen, *cheapest})
+            kept = cheapest(self.costs, candidates_max)
+            if chosen not in kept:
+                kept = sorted((chosen, *kept))
             self.candidates = self.candidates.only(kept)
-            self.costs = [self.costs[i] for i in kept]
+            self.costs = gather(self.costs, 1, kept)
             self.left_out = n - len(kept)
 
 

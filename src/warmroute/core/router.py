@@ -101,6 +101,8 @@ class Router:
         policy = getattr(policy, "decider", policy)  # the default, where one's own could not
         if lanes.weights is not None:
             costs = [cost * share(cost, weight) for cost, weight in zip(costs, lanes.weights, strict=True)]
+        if type(costs) is not array:
+            costs = array("d", costs)
         chosen = self._cheapest(costs, candidates)
         expected_s = candidates.first_token_s(chosen)
         worker, overlap = lanes.workers[chosen], held[HELD * chosen]
@@ -276,7 +278,7 @@ class Router:
             rates=lanes.take(self.load.rates.rows.numbers, RATES),
         )
 
-    def _cheapest(self, costs: Sequence[float], candidates: Candidates) -> int:
+    def _cheapest(self, costs: array[float], candidates: Candidates) -> int:
         """Lowest cost; among equals the fewest requests in flight, then whose turn it is."""
         tied = lowest(costs)
         if len(tied) == 1:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from heapq import nsmallest
 from typing import Any, Final, Generic, Literal, TypeVar, cast
 
 from warmroute.core.hashing import NATIVE
@@ -82,12 +83,16 @@ def gather_in_python(numbers: array[N], width: int, places: Sequence[int], taken
         taken[row * width : (row + 1) * width] = numbers[place * width : (place + 1) * width]
 
 
-def lowest(costs: Sequence[float]) -> list[int]:
-    """Every place where the lowest of them stands."""
-    if NATIVE and type(costs) is array and costs.typecode == "d":
+def lowest(costs: array[float]) -> list[int]:
+    """Every place where the lowest of these doubles stands."""
+    if NATIVE:
         return _native.lowest(costs)
-    costs = list(costs)
     least = min(costs)
-    if costs.count(least) == 1:
-        return [costs.index(least)]
     return [place for place, cost in enumerate(costs) if cost == least]
+
+
+def cheapest(costs: array[float], count: int) -> list[int]:
+    """The places of so many that are the lowest, in ascending order; of equal ones the first count."""
+    if NATIVE:
+        return _native.cheapest(costs, count)
+    return sorted(nsmallest(count, range(len(costs)), key=costs.__getitem__))

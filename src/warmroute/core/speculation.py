@@ -18,10 +18,14 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
+from warmroute.core.hashing import NATIVE
 from warmroute.core.rows import HELD
 from warmroute.types import PrefixHash, WorkerId
+
+if NATIVE:
+    from warmroute import _native
 
 
 class Claim:
@@ -65,8 +69,6 @@ BATCHES_SURE = 4
 Alike: TypeAlias = dict[PrefixHash, dict[Claim, None]]
 """Claims by their last block: those that have the first one in common as well go equally far, on whatever worker."""
 
-_NONE: Final[Alike] = {}
-
 
 class Speculation:
     """All claims, by their first block: where it stands in the prompt, and what it is."""
@@ -102,19 +104,29 @@ class Speculation:
         self, held: array[int], prefixes: Sequence[PrefixHash], positions: Mapping[WorkerId, int], size: int, now: float
     ) -> None:
         """Add to what is known to be held of this prompt what claims add behind it: rows, blocks of `size` tokens."""
-        end = len(prefixes)
-        for start in sorted(self._by_start):  # a claim may go on where another ends
-            if start >= end:
-                break
-            for claims in self._by_start[start].get(prefixes[start], _NONE).values():
-                reached = next(iter(claims)).reach(prefixes)
-                for claim in claims:
-                    if claim.deadline > now and (i := positions.get(claim.worker)) is not None:
-                        row = HELD * i
-                        known = held[row] // size
-                        if start <= known < reached:
-                            held[row] = reached * size
-                            held[row + 3] += (reached - known) * size
+        met = self._met(prefixes)
+        if NATIVE and type(prefixes) is memoryview:
+            _native.extend(held, prefixes, positions, met, size, now)
+            return
+        for claims in met:
+            one, reached = next(iter(claims)), 0
+            end = min(len(one.chain), len(prefixes))
+            for claim in claims:
+                if claim.deadline <= now or (i := positions.get(claim.worker)) is None:
+                    continue
+                known = held[HELD * i] // size
+                if one.start <= known < end and one.chain[known] == prefixes[known]:
+                    reached = reached or one.reach(prefixes)
+                    held[HELD * i] = reached * size
+                    held[HELD * i + 3] += (reached - known) * size
+
+    def _met(self, prefixes: Sequence[PrefixHash]) -> list[dict[Claim, None]]:
+        """Claims whose first block is in this prompt, alike ones together; one may go on where another ends."""
+        met, end = list[dict[Claim, None]](), len(prefixes)
+        for start in sorted(self._by_start):
+            if start < end and (alike := self._by_start[start].get(prefixes[start])) is not None:
+                met += alike.values()
+        return met
 
     def served(self, claim: Claim, now: float) -> None:
         """The claim's request has been computed: its blocks are stored, and events that say so are due."""
