@@ -111,18 +111,21 @@ void weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::hand
     }
 }
 
-nb::object lowest(nb::handle cost_column) {
+nb::object lowest(nb::handle cost_column, nb::handle count_rows, Py_ssize_t turn) {
     const Column costs(cost_column);
-    must(costs.size() > 0);
-    std::vector<Py_ssize_t> places{0};
+    const Counts counts(count_rows);
+    must(costs.size() > 0 && counts.size() == costs.size());
+    std::vector<Py_ssize_t> tied{0};  // for lowest costs, of those the fewest requests
+    bool several = false;
     for (Py_ssize_t i = 1; i < costs.size(); ++i) {
-        const double least = *costs[places.front()];
-        if (*costs[i] < least) places.clear();
-        if (*costs[i] <= least) places.push_back(i);
+        const Py_ssize_t best = tied.front();
+        if (!(*costs[i] <= *costs[best])) continue;
+        several = *costs[i] == *costs[best];
+        if (!several || counts[i][0] < counts[best][0]) tied.clear();
+        if (tied.empty() || counts[i][0] == counts[best][0]) tied.push_back(i);
     }
-    nb::list found;
-    for (const Py_ssize_t place : places) found.append(place);
-    return found;
+    if (several) ++turn;
+    return nb::make_tuple(tied[static_cast<std::size_t>(turn) % tied.size()], turn);
 }
 
 // The places of the lowest, in ascending order; of equal ones the first.
@@ -297,7 +300,7 @@ void add_booked(nb::handle count_rows, nb::handle time_rows, nb::handle more_cou
 void bind_weighing(nb::module_& module) {
     module.def("survey", &survey, nb::arg("now"), nb::arg("held"), nb::arg("counts"), nb::arg("times"), nb::arg("rates"));
     module.def("weigh", &weigh, nb::arg("weights"), nb::arg("rows"), nb::arg("belief"), nb::arg("rooms"), nb::arg("costs"));
-    module.def("lowest", &lowest, nb::arg("costs"));
+    module.def("lowest", &lowest, nb::arg("costs"), nb::arg("counts"), nb::arg("turn"));
     module.def("confirm", &confirm, nb::arg("held"), nb::arg("positions"), nb::arg("matched"), nb::arg("block_size"));
     module.def("extend", &extend, nb::arg("held"), nb::arg("prefixes"), nb::arg("positions"), nb::arg("met"), nb::arg("size"),
                nb::arg("now"));

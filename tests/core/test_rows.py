@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from warmroute.core.hashing import NATIVE
 from warmroute.core.lanes import Matched, confirm, confirm_in_python, most_of
-from warmroute.core.rows import HELD, Rows, cheapest, gather, gather_in_python, lowest, side_by_side, zeros
+from warmroute.core.rows import (
+    HELD,
+    Rows,
+    cheapest,
+    gather,
+    gather_in_python,
+    lowest,
+    lowest_in_python,
+    side_by_side,
+    zeros,
+)
 from warmroute.types import WorkerId
 
 BLOCK = 16
@@ -55,10 +65,19 @@ def test_no_row_is_gathered_from_beyond_the_array(places: list[int]) -> None:
 
 
 @given(st.lists(st.integers(0, 5), min_size=1), st.integers(0, 10))
-def test_the_lowest_are_found_and_of_equal_ones_the_first(numbers: list[int], count: int) -> None:
-    costs = array("d", numbers)
-    assert lowest(costs) == [i for i, cost in enumerate(numbers) if cost == min(numbers)]
-    assert cheapest(costs, count) == sorted(sorted(range(len(numbers)), key=numbers.__getitem__)[:count])
+def test_the_cheapest_are_found_and_of_equal_ones_the_first(numbers: list[int], count: int) -> None:
+    assert cheapest(array("d", numbers), count) == sorted(sorted(range(len(numbers)), key=numbers.__getitem__)[:count])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1), st.integers(0, 10))
+def test_of_equal_costs_the_fewest_requests_win_then_whose_turn_it_is(rows: list[tuple[int, int]], turn: int) -> None:
+    costs, counts = array("d", [cost for cost, _ in rows]), array("q", [n for _, r in rows for n in (r, 0, 0, 0)])
+    place, then = lowest(costs, counts, turn)
+    assert (place, then) == lowest_in_python(costs, counts, turn)
+    assert rows[place] == min(rows)
+    assert then - turn == (costs.count(min(costs)) > 1)
+    places = {lowest(costs, counts, turn + n)[0] for n in range(len(rows))}
+    assert places == {place for place, row in enumerate(rows) if row == min(rows)}
 
 
 overlaps = st.tuples(st.integers(0, 3000), st.integers(0, 3000), st.integers(0, 3000))

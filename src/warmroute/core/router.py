@@ -103,8 +103,7 @@ class Router:
             costs = [cost * share(cost, weight) for cost, weight in zip(costs, lanes.weights, strict=True)]
         if type(costs) is not array:
             costs = array("d", costs)
-        chosen = self._cheapest(costs, candidates)
-        expected_s = candidates.first_token_s(chosen)
+        chosen, self._turn = lowest(costs, candidates.counts, self._turn)
         worker, overlap = lanes.workers[chosen], held[HELD * chosen]
         key = _used_by(worker.id, keys)
         lease, claims = self._book(request, candidates, chosen, chains.get(key, NO_CHAINS), now)
@@ -118,12 +117,12 @@ class Router:
             overlap_blocks=overlap // candidates.block_size,
             overlap_tokens=overlap,
             claimed_tokens=held[HELD * chosen + 3],
-            expected_s=expected_s,
             predicted_tokens=self._predicted(request, worker, overlap, key, now),
             lease=lease,
             claims=claims,
             chain=candidates.chain,
             candidates=candidates,
+            chosen=chosen,
             costs=costs,
             memo=getattr(policy, "memo", None),
             at=now,
@@ -277,17 +276,6 @@ class Router:
             times=lanes.take(times, TIMES),
             rates=lanes.take(self.load.rates.rows.numbers, RATES),
         )
-
-    def _cheapest(self, costs: array[float], candidates: Candidates) -> int:
-        """Lowest cost; among equals the fewest requests in flight, then whose turn it is."""
-        tied = lowest(costs)
-        if len(tied) == 1:
-            return tied[0]
-        requests = [candidates.counts[COUNTS * i] for i in tied]
-        fewest = min(requests)
-        tied = [i for i, number in zip(tied, requests, strict=True) if number == fewest]
-        self._turn += 1
-        return tied[self._turn % len(tied)]
 
     def _book(
         self, request: PickRequest, candidates: Candidates, chosen: int, chains: Chains, now: float

@@ -14,7 +14,7 @@ Invariant: what is in a row's column is of one kind for good; whoever has copied
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import nsmallest
 from typing import Any, Final, Generic, Literal, TypeVar, cast
 
@@ -83,12 +83,21 @@ def gather_in_python(numbers: array[N], width: int, places: Sequence[int], taken
         taken[row * width : (row + 1) * width] = numbers[place * width : (place + 1) * width]
 
 
-def lowest(costs: array[float]) -> list[int]:
-    """Every place where the lowest of these doubles stands."""
-    if NATIVE:
-        return _native.lowest(costs)
+def lowest_in_python(costs: array[float], counts: array[int], turn: int) -> tuple[int, int]:
+    """Where the lowest cost is: among equals with the fewest requests in flight, then where it is whose turn it is.
+
+    And whose turn it is then. What `_native.lowest` does, and what judges it.
+    """
     least = min(costs)
-    return [place for place, cost in enumerate(costs) if cost == least]
+    if costs.count(least) == 1:
+        return costs.index(least), turn
+    tied = [place for place, cost in enumerate(costs) if cost == least]
+    fewest = min(counts[COUNTS * place] for place in tied)
+    tied = [place for place in tied if counts[COUNTS * place] == fewest]
+    return tied[(turn + 1) % len(tied)], turn + 1
+
+
+lowest: Callable[[array[float], array[int], int], tuple[int, int]] = _native.lowest if NATIVE else lowest_in_python
 
 
 def cheapest(costs: array[float], count: int) -> list[int]:
