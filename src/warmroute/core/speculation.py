@@ -126,7 +126,8 @@ class Speculation:
 
     def _met(self, prefixes: Sequence[PrefixHash]) -> list[dict[Claim, None]]:
         """Claims whose first block is in this prompt, alike ones together; one may go on where another ends."""
-        met, end = list[dict[Claim, None]](), len(prefixes)
+        met: list[dict[Claim, None]] = []
+        end = len(prefixes)
         for start in sorted(self._by_start):
             if start < end and (alike := self._by_start[start].get(prefixes[start])) is not None:
                 met += alike.values()
