@@ -19,7 +19,7 @@ namespace warmroute {
 namespace {
 
 constexpr double busy_max = 0.95;
-constexpr Py_ssize_t n_weights = 14;
+constexpr Py_ssize_t n_weights = 15;
 
 // Rows of `width` numbers, as an array of counts or of doubles holds them.
 template <class Number, Py_ssize_t width = 1>
@@ -81,20 +81,20 @@ nb::object survey(double now, nb::handle held_rows, nb::handle count_rows, nb::h
 }
 
 void weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::handle room_column, nb::handle cost_column) {
-    if (nb::len(weights) != n_weights || nb::len(rows) != 4) throw nb::value_error("fourteen weights, four kinds of rows");
+    if (nb::len(weights) != n_weights || nb::len(rows) != 4) throw nb::value_error("fifteen weights, four kinds of rows");
     double w[n_weights];
     for (Py_ssize_t i = 0; i < n_weights; ++i) w[i] = nb::cast<double>(weights[i]);
-    const auto [now, prompt, steps, work, others, evictions, mean_busy, cpu_loss, storage_loss, memory, credit, best,
+    const auto [now, prompt, steps, work, others, evictions, mean_busy, cpu_loss, storage_loss, roomy, memory, credit, best,
                 session_at, session_tokens] = w;
     const Held held(rows[0]);
     const Counts counts(rows[1]);
     const Times times(rows[2]);
     const Rates rates(rows[3]);
-    const Column belief(belief_column), rooms(room_column);
+    const Column belief(belief_column), room(room_column);
     const Rows<double> costs(cost_column);
     const Py_ssize_t n = held.size(), at = static_cast<Py_ssize_t>(session_at);
     must(counts.size() == n && times.size() == n && rates.size() == n);
-    must(belief.size() == n && rooms.size() == n && costs.size() == n);
+    must(belief.size() == n && room.size() == n && costs.size() == n);
     for (Py_ssize_t i = 0; i < n; ++i) {
         const double fixed = rates[i][0], per_token = rates[i][1], per_pair = rates[i][2], per_context = rates[i][3];
         const auto overlap = static_cast<double>(held[i][0]), kv = static_cast<double>(counts[i][3]), b = times[i][1];
@@ -105,7 +105,7 @@ void weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::hand
         const double s = uncached * (per_token + (prompt - uncached / 2) * per_pair) - (paid < credit ? paid : credit);
         const double delayed = others * (wait + s / 2) / (1.0 - (b < busy_max ? b : busy_max));
         const double cost = wait + s + s * (work + evictions * b / (b + mean_busy) + delayed);
-        const double over = kv + prompt - *rooms[i];
+        const double over = kv + prompt - roomy * *room[i];
         *costs[i] = over > 0.0 ? cost + memory * per_token * over : cost;
     }
 }
@@ -298,7 +298,7 @@ void add_booked(nb::handle count_rows, nb::handle time_rows, nb::handle more_cou
 
 void bind_weighing(nb::module_& module) {
     module.def("survey", &survey, nb::arg("now"), nb::arg("held"), nb::arg("counts"), nb::arg("times"), nb::arg("rates"));
-    module.def("weigh", &weigh, nb::arg("weights"), nb::arg("rows"), nb::arg("belief"), nb::arg("rooms"), nb::arg("costs"));
+    module.def("weigh", &weigh, nb::arg("weights"), nb::arg("rows"), nb::arg("belief"), nb::arg("kv_tokens_max"), nb::arg("costs"));
     module.def("lowest", &lowest, nb::arg("costs"), nb::arg("counts"), nb::arg("turn"));
     module.def("confirm", &confirm, nb::arg("held"), nb::arg("positions"), nb::arg("matched"), nb::arg("block_size"));
     module.def("extend", &extend, nb::arg("held"), nb::arg("prefixes"), nb::arg("positions"), nb::arg("met"), nb::arg("size"),

@@ -110,8 +110,8 @@ def survey(
 def weigh(
     weights: tuple[float, ...],
     rows: tuple[array[int], array[int], array[float], array[float]],
-    belief: Sequence[float],
-    rooms: Sequence[float],
+    belief: array[float],
+    kv_tokens_max: array[float],
     costs: array[float],
 ) -> None: ...
 def lowest(costs: array[float], counts: array[int], turn: int) -> tuple[int, int]: ...
