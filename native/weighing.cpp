@@ -294,6 +294,56 @@ void add_booked(nb::handle count_rows, nb::handle time_rows, nb::handle more_cou
     }
 }
 
+// -- core/rates.py: see fit_in_python
+
+constexpr double fleet_memory = 0.998, lean_observations = 5.0, configured_observations = 0.25, least_share = 0.01;
+constexpr Py_ssize_t plane_numbers = 26;
+
+struct Plane {
+    double products[4][4], means[4], coefficients[4], n, seconds;
+};
+static_assert(sizeof(Plane) == plane_numbers * sizeof(double));
+
+struct Features {
+    double of[4];
+    explicit Features(nb::tuple numbers) {
+        if (nb::len(numbers) != 4) throw nb::value_error("four features");
+        for (Py_ssize_t i = 0; i < 4; ++i) of[i] = nb::cast<double>(numbers[i]);
+    }
+};
+
+double product(const double* a, const double* b) noexcept { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]; }
+
+nb::object fit(nb::handle state, nb::tuple began_numbers, nb::tuple feature_numbers, double seconds) {
+    const Rows<double, plane_numbers> rows(state);
+    must(rows.size() == 1);
+    Plane plane;
+    std::memcpy(&plane, rows[0], sizeof plane);
+    const Features began(began_numbers), features(feature_numbers);
+    plane.n = plane.n * fleet_memory + 1.0;
+    plane.seconds = plane.seconds * fleet_memory + seconds;
+    for (int i = 0; i < 4; ++i) {
+        plane.means[i] = plane.means[i] * fleet_memory + features.of[i] * seconds;
+        for (int j = 0; j < 4; ++j) plane.products[i][j] = plane.products[i][j] * fleet_memory + features.of[i] * features.of[j];
+    }
+    const double n = plane.n, began_s = product(began.of, plane.products[0]);
+    const double height = (plane.seconds + configured_observations * began_s / n) / (began_s * (1.0 + configured_observations / n));
+    const double lean = lean_observations / n;
+    double* const c = plane.coefficients;
+    for (int round = 0; round < 2; ++round) {
+        for (int i = 0; i < 4; ++i) {
+            const double* const row = plane.products[i];
+            const double rest = plane.means[i] - product(row, c) + row[i] * c[i];
+            const double least = began.of[i] * height, weight = row[i] * (1.0 + lean);
+            const double found = weight != 0.0 ? (rest + lean * row[i] * least) / weight : least;
+            const double floor = least * least_share;
+            c[i] = weight != 0.0 ? (found > floor ? found : floor) : least;
+        }
+    }
+    std::memcpy(rows[0], &plane, sizeof plane);
+    return nb::make_tuple(c[0], c[1], c[2], c[3]);
+}
+
 }  // namespace
 
 void bind_weighing(nb::module_& module) {
@@ -305,6 +355,7 @@ void bind_weighing(nb::module_& module) {
                nb::arg("now"));
     module.def("cheapest", &cheapest, nb::arg("costs"), nb::arg("count"));
     module.def("gather", &gather, nb::arg("numbers"), nb::arg("width"), nb::arg("places"), nb::arg("taken"));
+    module.def("fit", &fit, nb::arg("state"), nb::arg("began"), nb::arg("features"), nb::arg("seconds"));
     module.def("add_booked", &add_booked, nb::arg("counts"), nb::arg("times"), nb::arg("more_counts"), nb::arg("more_times"),
                nb::arg("now"));
 }

@@ -138,3 +138,11 @@ def extend(
 
 # The places of the `count` lowest, in ascending order.
 def cheapest(costs: array[float], count: int) -> list[int]: ...
+
+# What core.rates.fit_in_python gives.
+def fit(
+    state: array[float],
+    began: tuple[float, float, float, float],
+    features: tuple[float, float, float, float],
+    seconds: float,
+) -> tuple[float, float, float, float]: ...
