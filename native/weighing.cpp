@@ -294,6 +294,25 @@ void add_booked(nb::handle count_rows, nb::handle time_rows, nb::handle more_cou
     }
 }
 
+// Rows of the page: key, four counts, two times, two sums that no decision reads.
+void add_part(nb::handle count_rows, nb::handle time_rows, nb::handle page_rows, nb::handle order_column, double now) {
+    const Rows<std::int64_t, 4> counts(count_rows);
+    const Rows<double, 2> times(time_rows);
+    const Rows<const double, 9> page(page_rows);
+    const Rows<const std::int64_t> order(order_column);
+    must(counts.size() == order.size() && times.size() == order.size());
+    for (Py_ssize_t place = 0; place < order.size(); ++place) {
+        const std::int64_t row = *order[place];
+        if (row < 0) continue;
+        must(row < page.size());
+        const double* const there = page[row];
+        for (int column = 0; column < 4; ++column) counts[place][column] += static_cast<std::int64_t>(there[1 + column]);
+        double* const time = times[place];
+        if (there[5] > now) time[0] = (now > time[0] ? now : time[0]) + there[5] - now;
+        time[1] += there[6];
+    }
+}
+
 // -- core/rates.py: see fit_in_python
 
 constexpr double fleet_memory = 0.998, lean_observations = 5.0, configured_observations = 0.25, least_share = 0.01;
@@ -355,6 +374,7 @@ void bind_weighing(nb::module_& module) {
                nb::arg("now"));
     module.def("cheapest", &cheapest, nb::arg("costs"), nb::arg("count"));
     module.def("gather", &gather, nb::arg("numbers"), nb::arg("width"), nb::arg("places"), nb::arg("taken"));
+    module.def("add_part", &add_part, nb::arg("counts"), nb::arg("times"), nb::arg("rows"), nb::arg("order"), nb::arg("now"));
     module.def("fit", &fit, nb::arg("state"), nb::arg("began"), nb::arg("features"), nb::arg("seconds"));
     module.def("add_booked", &add_booked, nb::arg("counts"), nb::arg("times"), nb::arg("more_counts"), nb::arg("more_times"),
                nb::arg("now"));

@@ -125,6 +125,9 @@ def gather(numbers: array[Any], width: int, places: Sequence[int], taken: array[
 def add_booked(
     counts: array[int], times: array[float], more_counts: array[int], more_times: array[float], now: float
 ) -> None: ...
+def add_part(
+    counts: array[int], times: array[float], rows: memoryview[float], order: array[int], now: float
+) -> None: ...
 
 # What core.speculation does in Python with the claims that it has met.
 def extend(
