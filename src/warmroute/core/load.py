@@ -190,10 +190,10 @@ class LoadTable:
         taken as done when it is expected to be.
         """
         self._last_lease += 1
-        slot = self.slot(worker)
-        seconds = self.rates.prefill_s(slot, prompt_tokens, uncached_tokens)
+        slot, rates = self.slot(worker), self.rates
+        seconds = rates.prefill_s(slot, prompt_tokens, uncached_tokens)
         if not self.prefilling[slot]:  # those behind it share its steps
-            seconds += self.rates.fixed_s[slot] + self.rates.per_context_s[slot] * self.kv_tokens[slot]
+            seconds += rates.fixed_s[slot] + rates.per_context_s[slot] * self.kv_tokens[slot]
         self.requests[slot] += 1
         self.prefilling[slot] += 1
         self.prefill_tokens[slot] += uncached_tokens
