@@ -19,7 +19,6 @@ from warmroute.core.rows import (
     gather_in_python,
     lowest,
     lowest_in_python,
-    side_by_side,
     zeros,
 )
 from warmroute.core.speculation import Claim
@@ -49,7 +48,7 @@ def test_columns_are_others_only_when_the_rows_have_grown() -> None:
 def test_gathered_rows_are_those_asked_for(pairs: list[tuple[int, int]], places: list[int]) -> None:
     rows = [(a % 2**60, b % 2**60) for a, b in pairs]
     places = [place % len(rows) for place in places]
-    numbers = side_by_side("q", *zip(*rows, strict=True))
+    numbers = array("q", [number for row in rows for number in row])
     taken = gather(numbers, 2, places)
     assert taken.tolist() == [number for place in places for number in rows[place]]
     assert gather(numbers, 2, array("q", places)) == taken
