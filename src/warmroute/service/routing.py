@@ -166,7 +166,6 @@ class Routing:
             self.breakers.began(decision.worker.endpoint, decision.at, self._clock())
         if _computed(status):
             self.router.prefilled(attempt.trail.decision, self._clock())
-            attempt.trail.decision.settle(CANDIDATES_KEPT_MAX)
 
     def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """Release what was booked, and note how it ended."""
@@ -181,8 +180,6 @@ class Routing:
         trail.decision.claims = (
             trail.decision.chain
         ) = ()  # kept for explanation: without the hashes of its whole prompt
-        if not trail.decision.served:
-            trail.decision.settle(CANDIDATES_KEPT_MAX)
 
     def _note(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """What the end of an attempt says of its worker and its engine."""
@@ -355,6 +352,7 @@ class Routing:
 
     def _attempt(self, job: Job) -> Attempt:
         decision = self._pick(job.pick)
+        decision.settle(CANDIDATES_KEPT_MAX)  # at once: the memory is warm for the next
         worker = decision.worker.id
         self.breakers.sent(decision.worker.endpoint, decision.at)
         trail = Trail(
