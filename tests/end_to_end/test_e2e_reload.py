@@ -164,6 +164,12 @@ async def test_what_cannot_be_done_is_said(site: Site) -> None:
         ("/admin/engines", b"no json", "bad_engine"),
         ("/admin/engines", b'{"url": "ftp://x"}', "bad_engine"),
         ("/admin/engines", b'{"url": "http://x:1", "sise": 2}', "bad_engine"),
+        ("/admin/engines", b'{"url": "http://x:1", "api_key_file": "/key"}', "bad_engine"),
+        (
+            "/admin/engines",
+            b'{"url": "http://x:1", "events_endpoint": "tcp://x:1", "replay_endpoint": "tcp://x:1"}',
+            "bad_engine",
+        ),
         ("/admin/engines/nobody:1/drain", b"", "engine_not_found"),
         ("/admin/nothing", b"", "unknown_path"),
     ):

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from warmroute.config.contradictions import check_engines
 from warmroute.config.sources import Given, Origin, Source
 from warmroute.config.tree import EngineConfig
 from warmroute.config.values import engine_values
@@ -31,6 +32,7 @@ from warmroute.types import Endpoint
 PREFIX = b"/admin/"
 ADMIN = "admin"
 HELD = "drained by an operator"
+REQUEST = Source(Origin.REQUEST)
 
 _ENGINE = re.compile(rb"/admin/engines/([^/]+)(?:/(drain|undrain))?")
 
@@ -166,16 +168,20 @@ def _nothing_to_read() -> Reply:
 def _engine(body: bytes) -> EngineConfig:
     """The engine that a body describes. Raises ClientError."""
     try:
-        engine = engine_of(msgspec.json.decode(body))
-        endpoint_of(engine.url)
+        engine = _engine_of(msgspec.json.decode(body))
     except (msgspec.DecodeError, ConfigError) as error:
         raise ClientError(400, f"This is no engine: {error}", code="bad_engine") from error
     return engine
 
 
-def engine_of(given: object) -> EngineConfig:
+def _engine_of(given: object) -> EngineConfig:
     """One engine as the configuration takes it. Raises ConfigError."""
-    (engine,) = engine_values(Given([given], Source(Origin.FILE, "the request")))
+    engines = engine_values(Given([given], REQUEST))
+    check_engines(engines, REQUEST)
+    (engine,) = engines
+    if engine.api_key_file is not None:
+        problem = f"{engine.api_key_file!r} is not read for an engine that comes so"
+        raise ConfigError("engines[0].api_key_file", problem, "Give its api_key.")
     return engine
 
 
