@@ -197,6 +197,29 @@ async def test_a_process_that_comes_later_knows_what_has_changed(tmp_path: Path)
                 assert (await fresh.ask(prompt=PROMPT)).status == 413
 
 
+async def test_a_process_that_comes_later_is_told_of_engines_that_it_does_not_know(tmp_path: Path) -> None:
+    async with site_of(tmp_path, 2) as site:
+        first, second, third = site.engines
+        await site.operator.post("/admin/engines", f'{{"url": "{third.url}/"}}'.encode())
+        await site.engines_are(site.engines)
+        await delete(site, third.endpoint.authority)
+        await site.operator.post(f"/admin/engines/{first.endpoint.authority}/drain", b"")
+        site.write([second])
+        assert (await site.reload()).status == 200
+        await site.engines_are([second])
+        crashed = site.gateway.children()
+        for pid in crashed:
+            os.kill(pid, signal.SIGKILL)
+        await site.gateway.says(r"process 0 \(pid \d+\) serves")
+        await site.gateway.says(r"process 1 \(pid \d+\) serves")
+        await site.engines_are([second])
+        successors = site.gateway.children()
+        site.write([first, second])
+        assert (await site.reload()).status == 200
+        await site.engines_are([first, second])
+        assert site.gateway.children() == successors
+
+
 async def test_without_a_listener_for_operators_nobody_administers() -> None:
     async with (
         engines_of(EngineOptions()) as engines,

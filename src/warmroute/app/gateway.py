@@ -89,6 +89,7 @@ class Gateway:
         self.membership = Membership(config, api, self.following, clock, keys=keys)
         self.reconciler = Reconciler(config, self.membership, self._in_flight, clock)
         self.reconciler.on_removed = self._engine_removed
+        self.reconciler.on_released = lambda endpoint: self._tell_change(EngineChange("release", endpoint.url))
         self.sources = Sources(config, self.reconciler)
         remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s, keys)
         self.tokens = Tokens(config.tokenizer, clock, local_tokenizer(config.tokenizer), remote)
@@ -182,7 +183,7 @@ class Gateway:
                 Kind.DRAIN: lambda _: self.ending.set(),
                 Kind.PREPARE: self._prepare,
                 Kind.COMMIT: self._commit,
-                Kind.ENGINE: lambda message: self.administration.fleet.make(decode_change(message.body)),
+                Kind.ENGINE: lambda message: self.administration.fleet.follow(decode_change(message.body)),
             }
             self.administration.reload = self.fellows.reload
             self.channel = Channel(self.fellows.took, self.ending.set)

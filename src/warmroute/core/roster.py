@@ -117,11 +117,18 @@ class Roster:
         """What `source` wants now."""
         return tuple(self._listings[source].values())
 
-    def hold(self, endpoint: Endpoint, reason: str) -> list[Change]:
-        """Let an address have no requests, whatever its source says, until it is released or has drained."""
-        if endpoint in self.entries:
+    def hold(self, endpoint: Endpoint, reason: str, *, unseen: bool = False) -> list[Change]:
+        """Let an address have no requests, whatever its source says, until it is released or has drained.
+
+        `unseen`: even if nobody lists it yet.
+        """
+        if endpoint in self.entries or unseen:
             self._holds[endpoint] = reason
         return self._settle()
+
+    def held(self, endpoint: Endpoint) -> bool:
+        """Whether it is held so."""
+        return endpoint in self._holds
 
     def release(self, endpoint: Endpoint) -> list[Change]:
         """Undo `hold`."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
@@ -87,6 +88,17 @@ class Operated:
         else:
             reconciler.release(endpoint)
 
+    def follow(self, change: EngineChange) -> None:
+        """Make a change that was made in another process, which may know of engines that are not known here yet."""
+        endpoint = endpoint_of(change.url)
+        if change.change == "hold":
+            self._reconciler.hold(endpoint, HELD, unseen=True)
+        elif change.change == "release":
+            self._reconciler.release(endpoint)
+        else:
+            with suppress(ClientError):  # it is gone here already
+                self.make(change)
+
     def view(self) -> dict[str, Any]:
         """Every engine: who lists it, whether it gets requests, how many it has."""
         found = self._reconciler.view()
@@ -139,7 +151,7 @@ class Administration:
     def _asked(self, path: bytes, method: bytes, body: bytes) -> EngineChange:
         if path == b"/admin/engines" and method == b"POST":
             engine = _engine(body)
-            return EngineChange("add", engine.url, engine)
+            return EngineChange("add", endpoint_of(engine.url).url, engine)  # as it is named when it is removed
         named = _ENGINE.fullmatch(path)
         if named is None or (method, named[2]) not in _CHANGES:
             raise ClientError(
