@@ -39,6 +39,7 @@ from warmroute.errors import ConfigError, WarmrouteError
 from warmroute.service.administration import decode_change
 from warmroute.service.fellows import Kind, Message
 from warmroute.service.ports import Reply
+from warmroute.types import Endpoint
 
 _log = logging.getLogger(__name__)
 
@@ -412,5 +413,4 @@ class Control:
 
 
 def _url(host: str, doors: Sequence[Sockets], *, tls: bool) -> str:
-    port = doors[0][0].getsockname()[1]
-    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    return Endpoint(host, doors[0][0].getsockname()[1], tls=tls).url

@@ -20,6 +20,7 @@ import msgspec
 import zmq
 
 from warmroute.app.listeners import tls_to_engines
+from warmroute.app.tokenizing import local_tokenizer
 from warmroute.config.tree import Config, EngineConfig
 from warmroute.edge.engine_api import HttpEngineApi
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
@@ -210,7 +211,7 @@ async def examine(config: Config, engines: Sequence[EngineConfig], *, send_reque
         connector = aiohttp.TCPConnector(ssl=tls_to_engines(replace(config, engines=tuple(engines))) or True)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         sources = zmq_event_sources(context, config.events)
-        doctor = Doctor(config, session, sources, _local_tokenizer(config), send_request=send_request)
+        doctor = Doctor(config, session, sources, local_tokenizer(config.tokenizer), send_request=send_request)
         return list(await asyncio.gather(*map(doctor.see, engines)))
 
 
@@ -220,11 +221,3 @@ def chosen(config: Config, urls: Sequence[str]) -> list[EngineConfig]:
         return list(config.engines)
     known = {endpoint_of(engine.url): engine for engine in config.engines}
     return [known.get(endpoint_of(url), EngineConfig(url=url)) for url in urls]
-
-
-def _local_tokenizer(config: Config) -> Tokenizer | None:
-    if config.tokenizer.path is None or config.tokenizer.mode in ("off", "remote"):
-        return None
-    from warmroute.edge.tokenizer_local import LocalTokenizer  # noqa: PLC0415 - costs memory that others need not pay
-
-    return LocalTokenizer(config.tokenizer.path)

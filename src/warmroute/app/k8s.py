@@ -190,9 +190,18 @@ def deployments_in(text: str, name: str) -> tuple[list[Object], int]:
     except yaml.YAMLError as error:
         raise PatchError(f"the file is not understood as YAML: {' '.join(str(error).split())}") from None
     for number, each in enumerate(documents):
-        if isinstance(each, dict) and each.get("kind") == "Deployment" and each["metadata"].get("name") == name:
+        if _is_deployment(each) and each["metadata"].get("name") == name:
             return documents, number
     raise PatchError(f"the file has no Deployment called {name!r}")
+
+
+def _is_deployment(document: Any) -> bool:
+    """Whether it has all that is looked at: a cluster's objects have, files may hold anything."""
+    try:
+        named = all(isinstance(each["name"], str) for each in document["spec"]["template"]["spec"]["containers"])
+        return bool(named and document["kind"] == "Deployment" and isinstance(document["metadata"], dict))
+    except (LookupError, TypeError):
+        return False
 
 
 def _written(deployment: Object) -> Object:
