@@ -122,10 +122,12 @@ class Worker:
     weight: float = 1.0
     """How much of the work it should have beside one of weight 1. Above 0 if it is ready."""
 
-    @property
-    def name(self) -> str:
-        """What users see: `host:port`, with `#rank` behind it where there are several ranks."""
-        return f"{self.endpoint.authority}#{self.rank}" if self.ranks > 1 else self.endpoint.authority
+    name: str = field(init=False, repr=False, compare=False)
+    """What users see: `host:port`, with `#rank` behind it where there are several ranks."""
+
+    def __post_init__(self) -> None:
+        authority = self.endpoint.authority
+        object.__setattr__(self, "name", f"{authority}#{self.rank}" if self.ranks > 1 else authority)
 
 
 class Fleet:

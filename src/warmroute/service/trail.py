@@ -45,7 +45,7 @@ class Trail(msgspec.Struct):
     outcome: Outcome | None = None
     status: int | None = None
     number: int = 0
-    """Of this attempt, unique."""
+    """Of this attempt, unique, if its engine's counters are to tell of it; else 0."""
     removed_before: int = 0
     """Blocks its worker had announced as removed when it was sent."""
     reported_tokens: int | None = None

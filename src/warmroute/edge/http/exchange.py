@@ -28,7 +28,7 @@ from http import HTTPStatus
 from typing import Protocol, cast
 
 from warmroute.config.tree import GatewayConfig
-from warmroute.edge.http.body import Body, body_of
+from warmroute.edge.http.body import Body, ChunkedBody, LengthBody, body_of
 from warmroute.edge.http.counts import Counts
 from warmroute.edge.http.head import (
     Framing,
@@ -38,6 +38,7 @@ from warmroute.edge.http.head import (
     request_bytes,
     response_bytes,
 )
+from warmroute.edge.http.plain import PlainHead, Relayed, relay_answer
 from warmroute.edge.http.upstream import EngineConnection, EnginePool
 from warmroute.errors import ClientError, EngineError, LimitError, NoWorkerError
 from warmroute.service.ports import Dispatch, GatewayService, Guard, Headers, Outcome, Reply, RequestHead
@@ -67,6 +68,8 @@ class Request:
     keep_alive: bool
     http11: bool
     """Whether the client understands chunked answers."""
+    plain: PlainHead | None = None
+    """The head, if it is plain."""
 
 
 class RefusalLog(Protocol):
@@ -218,14 +221,17 @@ class Exchange:
         self._engine, self._engaged = engine, True
         engine.attach(self, self._on_head)
         self._seen_pieces = -1
-        body = self._request.body
-        head = request_bytes(
-            self._request.head, body, engine.endpoint.authority.encode(), self._dispatch.request_headers
-        )
-        if len(body) <= _COPY_BYTES_MAX:
-            engine.transport.write(head + body)
+        request, authority, headers = self._request, engine.authority, self._dispatch.request_headers
+        body = request.body
+        copied = len(body) <= _COPY_BYTES_MAX
+        if request.plain is not None:
+            message = request.plain.message(authority, headers, body if copied else b"")
         else:
-            engine.transport.write(head)
+            message = request_bytes(request.head, body, authority, headers)
+            if copied:
+                message += body
+        engine.transport.write(message)
+        if not copied:
             engine.transport.write(body)
 
     def connect_failed(self, reason: str) -> None:
@@ -269,6 +275,11 @@ class Exchange:
     # The answer
 
     def _on_head(self, data: bytes) -> None:
+        if self._request.plain is not None and self._buffer is None:
+            answer = relay_answer(data, self._dispatch.response_headers, self._plane.draining)
+            if answer is not None and answer[0] != HTTPStatus.SERVICE_UNAVAILABLE:
+                self._relay(answer, data)
+                return
         data = self._buffer + data if self._buffer else data
         while True:
             end = data.find(b"\r\n\r\n") + 4
@@ -298,13 +309,28 @@ class Exchange:
         self._close = self._endless or not self._request.keep_alive or self._plane.draining
         self._engine_reusable = head.keep_alive
         out = response_bytes(head, self._dispatch.response_headers, chunked=chunked and http11, close=self._close)
-        if len(data) == head.length and framing in _SIZED:  # nearly every answer that is no stream
+        if len(data) == head.length and framing in _SIZED:
             transport.write(out + data)
             self._answering(head.status)
             self._complete(data[-_TAIL_BYTES:])
-            return
-        self._status, self._held = head.status, out
-        self._body = body_of(framing, head.length, chunks=http11)
+        else:
+            self._hold(head.status, out, body_of(framing, head.length, chunks=http11), data)
+
+    def _relay(self, answer: Relayed, data: bytes) -> None:
+        """What `_begin` does, for a plain answer to a plain request: as nearly all are."""
+        status, length, end, out = answer
+        self._buffer = b""
+        self._close = self._plane.draining
+        self._endless, self._engine_reusable = False, True
+        if length == len(data) - end:
+            self._client.transport.write(out)
+            self._answering(status)
+            self._complete(data[max(end, len(data) - _TAIL_BYTES) :])
+        else:
+            self._hold(status, out, ChunkedBody() if length < 0 else LengthBody(length), data[end:])
+
+    def _hold(self, status: int, out: bytes, body: Body, data: bytes) -> None:
+        self._status, self._held, self._body = status, out, body
         self._tail: deque[bytes] = deque(maxlen=_TAIL_PIECES)
         self._engine.receive = self._on_first_byte
         if data:

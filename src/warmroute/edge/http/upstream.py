@@ -47,11 +47,12 @@ class EngineUser(Protocol):
 class EngineConnection(asyncio.Protocol):
     """One connection to one engine."""
 
-    __slots__ = ("_paused", "_pool", "endpoint", "idle_since", "receive", "reused", "transport", "user")
+    __slots__ = ("_paused", "_pool", "authority", "endpoint", "idle_since", "receive", "reused", "transport", "user")
 
     def __init__(self, pool: EnginePool, endpoint: Endpoint) -> None:
         self._pool = pool
         self.endpoint = endpoint
+        self.authority = endpoint.authority.encode()
         self.user: EngineUser | None = None
         self.receive: Callable[[bytes], None] = self._unasked
         """Takes the bytes that come: the state of the exchange that owns this connection."""
