@@ -72,18 +72,16 @@ class Endpoint:
     tls: bool = False
     authority: str = field(init=False, repr=False, compare=False)
     """`host:port`, IPv6 hosts in brackets: the Host header and the name that users see."""
+    url: str = field(init=False, repr=False, compare=False)
+    """`http://host:port`, IPv6 hosts in brackets."""
 
     def __post_init__(self) -> None:
         host = f"[{self.host}]" if ":" in self.host else self.host
         object.__setattr__(self, "authority", f"{host}:{self.port}")
+        object.__setattr__(self, "url", f"{'https' if self.tls else 'http'}://{self.authority}")
 
     def __hash__(self) -> int:
         return hash(self.authority)  # which a string computes once
-
-    @property
-    def url(self) -> str:
-        """`http://host:port`, IPv6 hosts in brackets."""
-        return f"{'https' if self.tls else 'http'}://{self.authority}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,26 +144,32 @@ class Routing:
 
     def answering(self, attempt: Attempt, status: int) -> None:
         """The first byte of an answer's body came."""
-        decision = attempt.trail.decision
-        attempt.trail.status = status
-        if status < SERVER_ERROR and self.breakers.known:
-            self.breakers.began(decision.worker.endpoint, decision.at, self._clock())
+        self._begins(attempt.trail, status)
         if _computed(status):
+            decision = attempt.trail.decision
             self.router.prefilled(decision, self._clock())
             decision.settle(CANDIDATES_KEPT_MAX)
 
-    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
-        """Release what was booked, and note how it ended."""
+    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes, status: int | None = None) -> None:
+        """Release what was booked, and note how it ended; `status`: of an answer that came all at once."""
         trail, decision = attempt.trail, attempt.trail.decision
         trail.outcome = outcome
+        if status is not None:
+            self._begins(trail, status)
         if attempt.job.full_report:
             self.router.full_reports.ended(decision.worker.id, self._clock())
-        if self._membership.fleet.get(decision.worker.id) is not None:  # of one forgotten meanwhile nothing is kept
-            self._note(attempt, outcome, tail)
+        settled = decision.served
         self.router.release(decision, self._clock(), served=_computed(trail.status))
         decision.claims = decision.chain = ()  # kept for explanation: without the hashes of its whole prompt
-        if not decision.served:
+        if not settled:
             decision.settle(CANDIDATES_KEPT_MAX)
+        if self._membership.fleet.get(decision.worker.id) is not None:  # of one forgotten meanwhile nothing is kept
+            self._note(attempt, outcome, tail)
+
+    def _begins(self, trail: Trail, status: int) -> None:
+        trail.status = status
+        if status < SERVER_ERROR and self.breakers.known:
+            self.breakers.began(trail.decision.worker.endpoint, trail.decision.at, self._clock())
 
     def _note(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """What the end of an attempt says of its worker and its engine."""
@@ -343,7 +349,7 @@ class Routing:
         if job.path in PREFIX_ROUTED and self.trusts.counts_for(worker):
             trail.number = next(self._numbers)
             self.trusts.began(worker, trail.number, _bounds(job, decision))
-        return Attempt(self, job, trail, self._headers(job, decision))
+        return Attempt(self, job, trail, decision.worker.endpoint, *self._headers(job, decision))
 
     def _pick(self, pick: PickRequest) -> Decision:
         fleet, now = self._membership.fleet, self._clock()

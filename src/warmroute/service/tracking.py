@@ -10,6 +10,8 @@ from collections import Counter, OrderedDict
 from itertools import islice
 from typing import Protocol
 
+import msgspec
+
 from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service.ports import Headers, Outcome
 from warmroute.service.trail import Job, Trail
@@ -94,27 +96,22 @@ class Tracker(Protocol):
         """The first byte of the answer's body came."""
         ...
 
-    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
+    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes, status: int | None) -> None:
         """The attempt ended; called once."""
         ...
 
 
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     """One try to have one request served by one worker: the Dispatch that the data plane holds."""
 
-    __slots__ = ("_tracker", "ended", "job", "request_headers", "response_headers", "trail")
-
-    def __init__(self, tracker: Tracker, job: Job, trail: Trail, headers: tuple[Headers, Headers]) -> None:
-        self._tracker = tracker
-        self.job = job
-        self.trail = trail
-        self.request_headers, self.response_headers = headers
-        self.ended = False
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where to send it."""
-        return self.trail.decision.worker.endpoint
+    tracker: Tracker
+    job: Job
+    trail: Trail
+    endpoint: Endpoint
+    """Where to send it."""
+    request_headers: Headers
+    response_headers: Headers
+    ended: bool = False
 
     @property
     def retriable(self) -> bool:
@@ -123,10 +120,10 @@ class Attempt:
 
     def answering(self, status: int) -> None:
         """The first byte of the answer's body came."""
-        self._tracker.answering(self, status)
+        self.tracker.answering(self, status)
 
-    def finished(self, outcome: Outcome, tail: bytes = b"") -> None:
+    def finished(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         """The attempt is over. Only the first call counts."""
         if not self.ended:
             self.ended = True
-            self._tracker.finished(self, outcome, tail)
+            self.tracker.finished(self, outcome, tail, status)

@@ -190,7 +190,7 @@ class ClientConnection(asyncio.Protocol):
                     return data
                 read = cast("RequestHead", plain)  # it has all of one that is looked at
                 try:
-                    head = self._guarded(read)
+                    head = read if self._plane.guard is None else self._guarded(read)
                 except _Refused as refused:
                     self._refuse_next(refused.reply)
                     break

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol, cast
 
+import msgspec
+
 from warmroute.config.tree import GatewayConfig
 from warmroute.edge.http.body import Body, ChunkedBody, LengthBody, body_of
 from warmroute.edge.http.counts import Counts
@@ -58,8 +60,7 @@ _COPY_BYTES_MAX = 32 * 1024
 _SIZED = frozenset({Framing.LENGTH, Framing.NONE})
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One request, read to its end."""
 
     head: RequestHead
@@ -176,7 +177,11 @@ class Exchange:
         if self._gone:  # while the service was deciding
             self._finish(Outcome.CLIENT_GONE)
         else:
-            self._attempt(self._plane.pool.take(verdict.endpoint))
+            engine = self._plane.pool.take(verdict.endpoint)
+            if engine is None:
+                self._connect()
+            else:
+                self.connected(engine)
 
     def _service_failed(self, error: BaseException, *, logged: bool = False) -> None:
         """Answer with what the error is; `logged`: the access log has the request already."""
@@ -209,11 +214,8 @@ class Exchange:
 
     # Attempting
 
-    def _attempt(self, engine: EngineConnection | None) -> None:
-        if engine is None:
-            self._waiting = self._plane.pool.connect(self._dispatch.endpoint, self)
-        else:
-            self.connected(engine)
+    def _connect(self) -> None:
+        self._waiting = self._plane.pool.connect(self._dispatch.endpoint, self)
 
     def connected(self, engine: EngineConnection) -> None:
         """There is a connection to the engine, a fresh one that was asked for or a reused one."""
@@ -244,7 +246,7 @@ class Exchange:
         self._engaged = False
         if self._buffer is None and self._engine.reused and self._dispatch.retriable:
             self._plane.counts.stale_connections += 1
-            self._attempt(None)
+            self._connect()
         elif self._buffer is None:
             self._plane.counts.unanswered += 1
             self._unreachable("closed the connection without an answer")
@@ -311,8 +313,7 @@ class Exchange:
         out = response_bytes(head, self._dispatch.response_headers, chunked=chunked and http11, close=self._close)
         if len(data) == head.length and framing in _SIZED:
             transport.write(out + data)
-            self._answering(head.status)
-            self._complete(data[-_TAIL_BYTES:])
+            self._complete(data[-_TAIL_BYTES:], head.status)
         else:
             self._hold(head.status, out, body_of(framing, head.length, chunks=http11), data)
 
@@ -324,8 +325,7 @@ class Exchange:
         self._endless, self._engine_reusable = False, True
         if length == len(data) - end:
             self._client.transport.write(out)
-            self._answering(status)
-            self._complete(data[max(end, len(data) - _TAIL_BYTES) :])
+            self._complete(data[max(end, len(data) - _TAIL_BYTES) :], status)
         else:
             self._hold(status, out, ChunkedBody() if length < 0 else LengthBody(length), data[end:])
 
@@ -412,14 +412,15 @@ class Exchange:
 
     # Ends
 
-    def _complete(self, tail: bytes) -> None:
+    def _complete(self, tail: bytes, status: int | None = None) -> None:
+        """The answer is over; `status`: it came all at once."""
         if self._engaged:
             self._engaged = False
             if self._engine_reusable:
                 self._engine.release()
             else:
                 self._engine.abort()
-        self._finish(Outcome.COMPLETE, tail)
+        self._finish(Outcome.COMPLETE, tail, status)
         self._client.finished(close=self._close)
 
     def _engine_fault(self, reason: str, message: str, status: int = 502) -> None:
@@ -465,12 +466,12 @@ class Exchange:
             self._engaged = False
             self._engine.abort()
 
-    def _finish(self, outcome: Outcome, tail: bytes = b"") -> None:
+    def _finish(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         if not self._dispatched:
             return
         self._dispatched = False
         try:
-            self._dispatch.finished(outcome, tail)
+            self._dispatch.finished(outcome, tail, status)
         except Exception as error:
             self._plane.counts.service_failures += 1
             self._log_failure(error, f"with outcome {outcome.value}".encode())
