@@ -36,7 +36,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     """False if an engine may have acted on it although no answer came (an admin request)."""
 
 
-class Trail(msgspec.Struct):
+class Trail(msgspec.Struct, gc=False):
     """One decision and what became of it."""
 
     request_id: str
