@@ -141,6 +141,10 @@ class Router:
                 else:
                     self.speculation.served(claim, now)
 
+    def stepped(self, decision: Decision, now: float) -> None:
+        """A further piece of the answer came: its worker has begun another step. May be left out."""
+        self.load.stepped(decision.lease, now)
+
     def release(self, decision: Decision, now: float, *, served: bool) -> None:
         """The request is over. `served` is false if the worker never took it up: then its claims are void."""
         if decision.lease.open and (ended := getattr(decision.decided_by, "ended", None)) is not None:
@@ -271,6 +275,7 @@ class Router:
             priority=request.priority,
             belief=lanes.belief,
             requests_per_s=requests_per_s,
+            reach_s=self.load.steps.reach_s,
             held=held,
             counts=lanes.take(counts, COUNTS),
             times=lanes.take(times, TIMES),
