@@ -143,6 +143,7 @@ class LeastWork:
         worth, paid = self._worth(c, memo.session), _paid(c, memo)
         prefill = [c.prefill_s(i, c.prompt_tokens - held) for i, held in enumerate(worth)]
         step = [c.fixed_s[i] + c.kv_tokens[i] * c.per_context_s[i] for i in range(n)]
+        step = [max(alone, least - s) for alone, least, s in zip(step, c.step_s, prefill, strict=True)]
         generations = [c.kv_tokens[i] * c.per_context_s[i] * self._config.decode_weight for i in range(n)]
         others = []
         for i, wait in enumerate(c.wait_s):
