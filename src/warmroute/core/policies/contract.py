@@ -45,8 +45,10 @@ class Candidates(msgspec.Struct, dict=True, kw_only=True):
     priority: int
     """As vLLM has it: the lower, the earlier; 0 if nothing is said."""
 
-    belief: Sequence[float]
-    """How far the worker's view may be believed: 1 in sync, less if it is known to be incomplete."""
+    belief: array[float]
+    """How far the worker's view may be believed: 1 in sync, less if it is known to be incomplete. Not to be changed."""
+    kv_tokens_max: array[float]
+    """Room of the worker's GPU cache, in tokens; infinite if it is not known. Not to be changed."""
     requests_per_s: float
     """Requests of late, all workers together."""
     reach_s: float = 0.0
@@ -169,7 +171,8 @@ class Candidates(msgspec.Struct, dict=True, kw_only=True):
         return msgspec.structs.replace(
             self,
             workers=tuple(self.workers[i] for i in kept),
-            belief=[self.belief[i] for i in kept],
+            belief=gather(self.belief, 1, kept),
+            kv_tokens_max=gather(self.kv_tokens_max, 1, kept),
             held=gather(self.held, HELD, kept),
             counts=gather(self.counts, COUNTS, kept),
             times=gather(self.times, TIMES, kept),

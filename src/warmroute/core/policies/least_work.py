@@ -29,7 +29,6 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import reduce
-from math import inf
 from operator import add
 from typing import ClassVar, Final, TypeAlias
 
@@ -40,7 +39,7 @@ from warmroute.core.hashing import NATIVE
 from warmroute.core.policies.contract import Candidates
 from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES
 from warmroute.core.steps import wait_s
-from warmroute.types import PrefixHash, Worker, WorkerId
+from warmroute.types import PrefixHash, WorkerId
 
 if NATIVE:
     from warmroute import _native
@@ -100,17 +99,10 @@ class LeastWork:
         self._bound = 0.5
         self._seen: Survey = (0, 0, 0, 0.0, 0.0, 0.0)
         """At the last costs."""
-        self._known: tuple[Worker, ...] = ()
-        """The workers that what follows is of."""
-        self._places: dict[WorkerId, int] = {}
-        self._rooms = array("d")
-        """Tokens that may be in use by prompts, per worker, until memory costs."""
 
     def costs(self, candidates: Candidates) -> Sequence[float]:
         """Seconds."""
         c, config = candidates, self._config
-        if c.workers is not self._known:  # hardly ever: they are the same as long as the fleet is
-            self._meet(c.workers)
         n, rows = len(c.workers), (c.held, c.counts, c.times, c.rates)
         self._seen = best, _, _, busy, free_at, _ = survey(c.now, *rows)
         mean_busy = busy / n or 1.0
@@ -124,16 +116,19 @@ class LeastWork:
         session = self._session(c)
         credit_s = self._credit(c, best)
         self.memo = Memo(credit_s, best, others, mean_busy, work, session)
-        at, tokens = (NOWHERE, 0.0) if session is None else (self._places.get(session[0], NOWHERE), session[1])
+        at, tokens = NOWHERE, 0.0
+        if session is not None:
+            at = next((i for i, worker in enumerate(c.workers) if worker.id == session[0]), NOWHERE)
+            tokens = session[1]
         costs, steps = array("d", bytes(BYTES * n)), 1.0 + config.decode_weight
         # fmt: off
         weights = (
-            c.now, float(c.prompt_tokens), steps, work, others, config.eviction_weight, mean_busy,
-            self._cpu_loss, self._storage_loss, config.memory_weight, credit_s, float(best), at, tokens,
+            c.now, float(c.prompt_tokens), steps, work, others, config.eviction_weight, mean_busy, self._cpu_loss,
+            self._storage_loss, ROOMY_SHARE, config.memory_weight, credit_s, float(best), at, tokens,
             c.reach_s,
         )
         # fmt: on
-        weigh(weights, rows, c.belief, self._rooms, costs)
+        weigh(weights, rows, c.belief, c.kv_tokens_max, costs)
         return costs
 
     def terms(self, candidates: Candidates, memo: Memo) -> dict[str, list[float]]:
@@ -206,15 +201,9 @@ class LeastWork:
 
     def _memory(self, c: Candidates) -> list[float]:
         prompt, weight = c.prompt_tokens, self._config.memory_weight
-        columns = zip(_rooms(c.workers), c.kv_tokens, c.per_token_s, strict=True)
-        return [
-            weight * per_token * over if (over := kv + prompt - room) > 0.0 else 0.0 for room, kv, per_token in columns
-        ]
-
-    def _meet(self, workers: tuple[Worker, ...]) -> None:
-        self._known = workers
-        self._places = {worker.id: i for i, worker in enumerate(workers)}
-        self._rooms = _rooms(workers)
+        columns = zip(c.kv_tokens_max, c.kv_tokens, c.per_token_s, strict=True)
+        over = [(kv + prompt - ROOMY_SHARE * room, per_token) for room, kv, per_token in columns]
+        return [weight * per_token * tokens if tokens > 0.0 else 0.0 for tokens, per_token in over]
 
     def _session(self, c: Candidates) -> tuple[WorkerId, float] | None:
         """Where a prompt whose tokens are not known has its beginning, most likely: where the session was last."""
@@ -233,11 +222,6 @@ class LeastWork:
         if session is None:
             return worth
         return [session[1] if worker.id == session[0] else held for worker, held in zip(c.workers, worth, strict=True)]
-
-
-def _rooms(workers: Sequence[Worker]) -> array[float]:
-    """Tokens that may be in use by prompts until memory costs: no end of them where an engine does not say."""
-    return array("d", [ROOMY_SHARE * worker.kv_tokens_max if worker.kv_tokens_max else inf for worker in workers])
 
 
 def _paid(c: Candidates, memo: Memo) -> list[float]:
@@ -269,14 +253,14 @@ def survey_in_python(
 
 
 def weigh_in_python(
-    weights: tuple[float, ...], rows: RowsOfAll, belief: Sequence[float], rooms: Sequence[float], costs: array[float]
+    weights: tuple[float, ...], rows: RowsOfAll, belief: array[float], kv_tokens_max: array[float], costs: array[float]
 ) -> None:
     """All terms summed up per candidate, put into `costs`: what `_native.weigh` does, and what judges it.
 
     `weights`: as in `LeastWork.costs`.
     """
     now, prompt, steps, work, others, evictions, mean_busy, *more = weights
-    cpu_loss, storage_loss, memory, credit_s, best, session_at, session_tokens, reach = more
+    cpu_loss, storage_loss, roomy, memory, credit_s, best, session_at, session_tokens, reach = more
     held, counts, times, rates = rows
     for i, believed in enumerate(belief):
         overlap, cpu, storage, _ = held[HELD * i : HELD * i + HELD]
@@ -291,7 +275,7 @@ def weigh_in_python(
         s -= min(credit_s, (best - overlap) * per_token)
         delayed = others * (wait + s / 2) / (1.0 - min(busy, BUSY_MAX))
         cost = wait + s + s * (work + evictions * busy / (busy + mean_busy) + delayed)
-        over = kv + prompt - rooms[i]
+        over = kv + prompt - roomy * kv_tokens_max[i]
         costs[i] = cost + (memory * per_token * over if over > 0.0 else 0.0)
 
 
