@@ -36,7 +36,7 @@ def serve(tables: list[LoadTable], workers: list[Worker], requests: int) -> floa
     for n in range(requests):
         table, worker = tables[n % len(tables)], workers[n % len(workers)]
         now = n * 1e-3
-        table.columns(now)
+        table.rows(now)
         lease = table.book(worker.id, 1000, 500, now, prefill_observable=True)
         table.prefilled(lease, now + 0.05)
         table.release(lease, now + 0.05)

@@ -5,9 +5,9 @@ late to keep a burst from piling onto one worker. A request is in prefill until 
 is decoding. An answer that is not streamed shows no first byte before its end, so its prefill is taken as done after
 the time it was estimated to take.
 
-Everything is kept in columns, one number per worker, because a decision reads all workers at once. The time at which a
-worker's prefill queue will be empty is one of them: booked seconds are added at dispatch, time passing takes them away,
-and every first byte says how far the worker really is::
+Everything is kept in columns, one number per worker, because a decision reads all workers at once; the columns that it
+reads lie in rows (`rows.py`). The time at which a worker's prefill queue will be empty is one of them: booked seconds
+are added at dispatch, time passing takes them away, and every first byte says how far the worker really is::
 
     booked       |--- A ---|-- B --|---- C ----|      first byte of A at t: C will be done at t + B + C
                            ^ t                 ^ free_at
@@ -23,13 +23,13 @@ Invariant: a worker's counts are the sums over its open leases, and zero without
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections.abc import Iterable
 from math import exp
-from operator import add
-from typing import NamedTuple
 
 from warmroute.core.rates import RateTable, pairs
-from warmroute.core.sharing import Others, Sharing, key_of
+from warmroute.core.rows import COUNTS, TIMES, Rows
+from warmroute.core.sharing import Booked, Sharing, key_of, together
 from warmroute.types import LeaseId, Worker, WorkerId
 
 RECENT_S = 20.0
@@ -96,36 +96,27 @@ class Load:
         return f"Load(requests={self.requests}, prefill_tokens={self.prefill_tokens}, decoding={self.decoding})"
 
 
-class Columns(NamedTuple):
-    """What decisions read: entry i of each list is of the worker in place i, all processes together."""
-
-    requests: list[int]
-    prefilling: list[int]
-    prefill_tokens: list[int]
-    kv_tokens: list[int]
-    free_at: list[float]
-    busy: list[float]
-    requests_per_s: float
-
-
 class LoadTable:
     """Load per worker. The one place where leases are opened, moved on and closed."""
 
     def __init__(self, rates: RateTable | None = None, sharing: Sharing | None = None) -> None:
         self.rates = rates or RateTable()
         self.sharing = sharing
-        self.requests: list[int] = []
+        self._counts = Rows[int]("q", COUNTS)
+        self._times = Rows[float]("d", TIMES)
+        self.requests: memoryview[int]
         """Requests in flight."""
-        self.prefilling: list[int] = []
+        self.prefilling: memoryview[int]
         """Requests in flight that wait for their first byte."""
-        self.prefill_tokens: list[int] = []
+        self.prefill_tokens: memoryview[int]
         """Prompt tokens to be computed for those."""
-        self.kv_tokens: list[int] = []
+        self.kv_tokens: memoryview[int]
         """Prompt tokens of all requests in flight: what of the worker's cache cannot be evicted now, at least."""
-        self.free_at: list[float] = []
+        self.free_at: memoryview[float]
         """When what is booked is expected to be computed, or a step that is known to have begun to be over."""
-        self.busy: list[float] = []
+        self.busy: memoryview[float]
         """Share of the last `RECENT_S` seconds or so for which prefill was booked."""
+        self._make_room(1)
         self.requests_per_s = 0.0
         """Bookings of late, on all workers together."""
         self.computed_tokens: list[int] = []
@@ -147,16 +138,23 @@ class LoadTable:
         self._unobserved: list[tuple[float, LeaseId, Lease]] = []
         self._last_lease = 0
 
+    def _make_room(self, workers: int) -> None:
+        if self._counts.reach(workers):
+            self.requests, self.prefilling, self.prefill_tokens, self.kv_tokens = self._counts.columns
+        if self._times.reach(workers):
+            self.free_at, self.busy = self._times.columns
+
     def slot(self, worker: WorkerId) -> int:
         """The worker's place in every column, given when it is first asked for; it keeps it until `keep_only`."""
         slot = self._slots.get(worker)
         if slot is None:
-            slot = self._unused.pop() if self._unused else len(self.requests)
-            if slot == len(self.requests):
-                for counts in self._counts():
-                    counts.append(0)
-                for times in self._times():
-                    times.append(0.0)
+            slot = self._unused.pop() if self._unused else len(self._booked_s)
+            if slot == len(self._booked_s):
+                self._make_room(slot + 1)
+                for count in self.computed_tokens, self._step_tokens, self._step_context:
+                    count.append(0)
+                for column in self._own_times():
+                    column.append(0.0)
                 self._others_mark.append(NOTHING)
                 if self.sharing is not None:
                     self.sharing.name(slot, 0.0)
@@ -178,7 +176,8 @@ class LoadTable:
             slot = self._slots[worker]
             if not self.requests[slot]:
                 del self._slots[worker]
-                for times in self._times():
+                self.free_at[slot] = self.busy[slot] = 0.0
+                for times in self._own_times():
                     times[slot] = 0.0
                 self._others_mark[slot] = NOTHING
                 self._unused.append(slot)
@@ -251,7 +250,7 @@ class LoadTable:
         """Take as computed what no first byte will tell of and should be done by `now` seconds."""
         if now - self._faded_at >= 1.0:
             share = exp((self._faded_at - now) / RECENT_S)
-            self.busy = [busy * share for busy in self.busy]
+            self.busy[:] = memoryview(array("d", [busy * share for busy in self.busy.tolist()]))
             self.requests_per_s *= share
             self._faded_at = now
             for slot in self._slots.values() if self.sharing is not None else ():
@@ -264,19 +263,11 @@ class LoadTable:
                 self._begin_decoding(lease)
                 self._publish(lease.slot)
 
-    def columns(self, now: float) -> Columns:
+    def rows(self, now: float) -> Booked:
         """What the workers have to do at `now` seconds, for all processes. Not to be changed, nor kept."""
         self.pass_time(now)
-        mine = Columns(
-            self.requests,
-            self.prefilling,
-            self.prefill_tokens,
-            self.kv_tokens,
-            self.free_at,
-            self.busy,
-            self.requests_per_s,
-        )
-        return mine if self.sharing is None else _together(mine, self.sharing.others(now), now)
+        mine = self._counts.numbers, self._times.numbers, self.requests_per_s
+        return mine if self.sharing is None else together(mine, self.sharing.others(now), now)
 
     def requests_of(self, worker: WorkerId) -> int:
         """Requests in flight at `worker`, of all processes."""
@@ -348,20 +339,9 @@ class LoadTable:
             )
             self.sharing.put(slot, booked, self.requests_per_s)
 
-    def _counts(self) -> tuple[list[int], ...]:
-        return (
-            self.requests,
-            self.prefilling,
-            self.prefill_tokens,
-            self.kv_tokens,
-            self.computed_tokens,
-            self._step_tokens,
-            self._step_context,
-        )
-
-    def _times(self) -> tuple[list[float], ...]:
-        times = self.free_at, self.busy, self._booked_s, self._done_s, self._progress_at
-        return *times, self._step_s, self._step_pairs, self.computed_pairs
+    def _own_times(self) -> tuple[list[float], ...]:
+        """Columns that no decision reads."""
+        return self._booked_s, self._done_s, self._progress_at, self._step_s, self._step_pairs, self.computed_pairs
 
     def _begin_decoding(self, lease: Lease) -> None:
         lease.prefilling = False
@@ -369,17 +349,3 @@ class LoadTable:
         self.prefill_tokens[lease.slot] -= lease.uncached_tokens
         self.computed_tokens[lease.slot] += lease.uncached_tokens
         self.computed_pairs[lease.slot] += pairs(lease.prompt_tokens, lease.uncached_tokens)
-
-
-def _together(mine: Columns, others: Others, now: float) -> Columns:
-    """Counts add up, and so does what is queued: the worker does one after the other."""
-    queued = zip(mine.free_at, others.free_at, strict=True)
-    return Columns(
-        list(map(add, mine.requests, others.requests)),
-        list(map(add, mine.prefilling, others.prefilling)),
-        list(map(add, mine.prefill_tokens, others.prefill_tokens)),
-        list(map(add, mine.kv_tokens, others.kv_tokens)),
-        [max(a, now) + b - now if b > now else a for a, b in queued],
-        list(map(add, mine.busy, others.busy)),
-        mine.requests_per_s + others.requests_per_s,
-    )

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from operator import mul
 from typing import Final
 
+from warmroute.core.rows import RATES, Rows
+
 FLEET_MEMORY: Final = 0.998
 """What an observation still counts for the fleet when the next one has come: the last five hundred or so matter."""
 WORKER_MEMORY: Final = 0.98
@@ -117,21 +119,24 @@ class RateTable:
         self._seconds: list[float] = []
         self._asked: list[Features] = []
         self._stale = 0
-        self.fixed_s: list[float] = []
+        self.rows = Rows[float]("d", RATES)
+        """What the columns below lie in."""
+        self.fixed_s: memoryview[float]
         """Seconds that a prefill takes however short it is."""
-        self.per_token_s: list[float] = []
+        self.per_token_s: memoryview[float]
         """Seconds per prompt token that is not cached."""
-        self.per_pair_s: list[float] = []
+        self.per_pair_s: memoryview[float]
         """Seconds per pair of such a token and one before it."""
-        self.per_context_s: list[float] = []
+        self.per_context_s: memoryview[float]
         """Seconds per token of the requests that run there."""
 
     def start(self, slot: int) -> None:
         """A worker takes this place: of it nothing is known but its fleet."""
-        if slot == len(self.fixed_s):
-            for column in (self._seconds, self.fixed_s, self.per_token_s, self.per_pair_s, self.per_context_s):
-                column.append(0.0)
+        if slot == len(self._seconds):
+            self._seconds.append(0.0)
             self._asked.append(NOTHING)
+            if self.rows.reach(slot + 1):
+                self.fixed_s, self.per_token_s, self.per_pair_s, self.per_context_s = self.rows.columns
         self._seconds[slot], self._asked[slot] = 0.0, NOTHING
         self._set(slot)
 
@@ -156,8 +161,8 @@ class RateTable:
         self._asked[slot] = (n + 1.0, tokens + features[1], pairs_ + features[2], context + features[3])
         self._seconds[slot] = self._seconds[slot] * WORKER_MEMORY + seconds
         self._set(slot)
-        for _ in range(min(REFRESHED, len(self.fixed_s))):  # what the fleet has shown holds for the others too
-            self._stale = (self._stale + 1) % len(self.fixed_s)
+        for _ in range(min(REFRESHED, len(self._seconds))):  # what the fleet has shown holds for the others too
+            self._stale = (self._stale + 1) % len(self._seconds)
             self._set(self._stale)
 
     def slowness(self, slot: int) -> float:

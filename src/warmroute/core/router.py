@@ -7,8 +7,9 @@ without token ids, events or a usable index it is a load balancer, and says so i
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -19,11 +20,12 @@ from warmroute.core.dice import Dice
 from warmroute.core.full_reports import FullReports
 from warmroute.core.hashing import prefix_hash_array
 from warmroute.core.index.contract import PrefixIndex
-from warmroute.core.lanes import Held, Lanes
+from warmroute.core.lanes import Lanes, confirm, most_of
 from warmroute.core.load import Lease, LoadTable
 from warmroute.core.policies import Candidates, LeastWork, Policy, make_policy
 from warmroute.core.policies.guard import Guarded
 from warmroute.core.rates import RateTable
+from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES, lowest
 from warmroute.core.sharing import Sharing
 from warmroute.core.speculation import Claim, Speculation
 from warmroute.errors import NoWorkerError
@@ -37,6 +39,7 @@ BLOCK_SIZE = 16
 
 Chains: TypeAlias = Mapping[int, Sequence[PrefixHash]]
 """Block size -> the request's PrefixHashes."""
+NO_CHAINS: Final[Chains] = {}
 
 
 class Router:
@@ -88,23 +91,24 @@ class Router:
         """
         lanes = self._eligible(request, fleet)
         policy = self.policy if request.policy is None else self._named(request.policy)
-        keys = self.adapters.keys(lanes.positions, fleet.lora(request.model))
+        keys: Mapping[str | None, Mapping[WorkerId, int]] = {}
+        if request.token_ids is not None:
+            keys = self.adapters.keys(lanes.positions, fleet.lora(request.model))
         chains = {key: self._chains(request, key, lanes.workers) for key in keys}
-        held = Held(len(lanes.workers))
-        for key, users in keys.items():
-            self._hold(held, request, chains[key], users, now)
-        candidates = self._candidates(request, next(iter(chains.values())), held, lanes, now)
+        held = self._held(request, chains, keys, lanes.nothing, now) if keys else lanes.nothing
+        candidates = self._candidates(request, next(iter(chains.values()), NO_CHAINS), held, lanes, now)
         costs = policy.costs(candidates)
         policy = getattr(policy, "decider", policy)  # the default, where one's own could not
         if lanes.weights is not None:
             costs = [cost * share(cost, weight) for cost, weight in zip(costs, lanes.weights, strict=True)]
-        chosen = self._cheapest(costs, candidates)
-        expected_s = candidates.first_token_s(chosen)
-        key = _used_by(lanes.workers[chosen].id, keys)
-        lease, claims = self._book(request, candidates, chosen, chains[key], now)
+        if type(costs) is not array:
+            costs = array("d", costs)
+        chosen, self._turn = lowest(costs, candidates.counts, self._turn)
+        worker, overlap = lanes.workers[chosen], held[HELD * chosen]
+        key = _used_by(worker.id, keys)
+        lease, claims = self._book(request, candidates, chosen, chains.get(key, NO_CHAINS), now)
         if (remember := getattr(policy, "chosen", None)) is not None:
             remember(candidates, chosen)
-        overlap, worker = held.overlap[chosen], lanes.workers[chosen]
         return Decision(
             worker=worker,
             reason=self._reason(request, policy, overlap),
@@ -112,13 +116,13 @@ class Router:
             prompt_tokens=candidates.prompt_tokens,
             overlap_blocks=overlap // candidates.block_size,
             overlap_tokens=overlap,
-            claimed_tokens=held.claimed[chosen],
-            expected_s=expected_s,
+            claimed_tokens=held[HELD * chosen + 3],
             predicted_tokens=self._predicted(request, worker, overlap, key, now),
             lease=lease,
             claims=claims,
             chain=candidates.chain,
             candidates=candidates,
+            chosen=chosen,
             costs=costs,
             memo=getattr(policy, "memo", None),
             at=now,
@@ -207,23 +211,26 @@ class Router:
             for size in sizes or (BLOCK_SIZE,)
         }
 
-    def _hold(
-        self, held: Held, request: PickRequest, chains: Chains, positions: Mapping[WorkerId, int], now: float
-    ) -> None:
-        """Note what the workers at `positions` hold of the request."""
+    def _held(
+        self,
+        request: PickRequest,
+        chains: Mapping[str | None, Chains],
+        keys: Mapping[str | None, Mapping[WorkerId, int]],
+        nothing: array[int],
+        now: float,
+    ) -> array[int]:
+        """What the workers that use each adapter's key hold of the request."""
         if request.skips_cache_read:
-            return
-        for size, chain in chains.items():
-            usable = chain[: max(0, len(request.token_ids or ()) - 1) // size]  # the last token is always computed
-            workers, blocks, by_medium = self.index.match_columns(usable, size)
-            held.confirm(positions, size, (workers, blocks, by_medium))
-            if not self.speculation.idle:
-                confirmed = dict(zip(workers, blocks, strict=True))
-                for worker, extra in self.speculation.extend(usable, confirmed, now).items():
-                    i = positions.get(worker)
-                    tokens = (confirmed.get(worker, 0) + extra) * size
-                    if i is not None and tokens > held.overlap[i]:
-                        held.overlap[i], held.claimed[i] = tokens, extra * size
+            return nothing
+        held, known = nothing, len(request.token_ids or ()) - 1  # the last token is always computed
+        for key, positions in keys.items():
+            for size, chain in chains[key].items():
+                rows, usable = nothing[:], chain[: max(0, known) // size]
+                confirm(rows, positions, self.index.match_columns(usable, size), size)
+                if not self.speculation.idle:
+                    self.speculation.extend(rows, usable, positions, size, now)
+                held = rows if held is nothing else most_of(held, rows)  # of several sizes, that which gives most
+        return held
 
     def _predicted(
         self, request: PickRequest, worker: Worker, overlap_tokens: int, lora: str | None, now: float
@@ -235,9 +242,8 @@ class Router:
             return overlap_tokens
         prompts = (request.token_ids, *request.further_prompts)
         last = request if len(prompts) == 1 else msgspec.structs.replace(request, token_ids=prompts[-1])
-        chains, held = self._chains(last, lora, (worker,)), Held(1)
-        self._hold(held, last, chains, {worker.id: 0}, now)
-        best = held.overlap[0]
+        chains = self._chains(last, lora, (worker,))
+        best = self._held(last, {lora: chains}, {lora: {worker.id: 0}}, array("q", bytes(BYTES * HELD)), now)[0]
         usable = {size: (len(prompts[-1]) - 1) // size for size in chains}
         if request.n > 1:  # the first answer's blocks are there before the second one is looked up
             return max((size * blocks for size, blocks in usable.items()), default=best)
@@ -247,12 +253,11 @@ class Router:
             best = max(best, *(size * _shared(chains[size][: usable[size]], other) for other in earlier))
         return best
 
-    def _candidates(self, request: PickRequest, chains: Chains, held: Held, lanes: Lanes, now: float) -> Candidates:
-        tokens, rates, load = request.token_ids, self.load.rates, self.load.columns(now)
-        requests, prefilling, prefill_tokens, kv_tokens = lanes.take(load[:4])
-        free_at, busy, fixed_s, per_token_s, per_pair_s, per_context_s = lanes.take(
-            (load.free_at, load.busy, rates.fixed_s, rates.per_token_s, rates.per_pair_s, rates.per_context_s)
-        )
+    def _candidates(
+        self, request: PickRequest, chains: Chains, held: array[int], lanes: Lanes, now: float
+    ) -> Candidates:
+        tokens = request.token_ids
+        counts, times, requests_per_s = self.load.rows(now)
         block_size = min(chains) if chains else BLOCK_SIZE
         return Candidates(
             workers=lanes.workers,
@@ -264,49 +269,25 @@ class Router:
             block_size=block_size,
             session=request.session,
             priority=request.priority,
-            overlap_tokens=held.overlap,
-            cpu_tokens=held.cpu,
-            storage_tokens=held.storage,
-            claimed_tokens=held.claimed,
             belief=lanes.belief,
-            requests=requests,
-            prefilling=prefilling,
-            prefill_tokens=prefill_tokens,
-            kv_tokens=kv_tokens,
-            free_at=free_at,
-            fixed_s=fixed_s,
-            per_token_s=per_token_s,
-            per_pair_s=per_pair_s,
-            per_context_s=per_context_s,
-            busy=busy,
-            requests_per_s=load.requests_per_s,
-            kv_tokens_max=lanes.kv_tokens_max,
-            all_believed=lanes.all_believed,
+            requests_per_s=requests_per_s,
+            held=held,
+            counts=lanes.take(counts, COUNTS),
+            times=lanes.take(times, TIMES),
+            rates=lanes.take(self.load.rates.rows.numbers, RATES),
         )
-
-    def _cheapest(self, costs: Sequence[float], candidates: Candidates) -> int:
-        """Lowest cost; among equals the fewest requests in flight, then whose turn it is."""
-        costs = list(costs)
-        lowest = min(costs)
-        if costs.count(lowest) == 1:
-            return costs.index(lowest)
-        tied = [i for i, cost in enumerate(costs) if cost == lowest]
-        fewest = min(candidates.requests[i] for i in tied)
-        tied = [i for i in tied if candidates.requests[i] == fewest]
-        self._turn += 1
-        return tied[self._turn % len(tied)]
 
     def _book(
         self, request: PickRequest, candidates: Candidates, chosen: int, chains: Chains, now: float
     ) -> tuple[Lease, tuple[Claim, ...]]:
         """Book the load, and claim the blocks beyond the overlap that the worker is about to store."""
-        worker, overlap = candidates.workers[chosen].id, candidates.overlap_tokens[chosen]
+        worker, overlap = candidates.workers[chosen].id, candidates.held[HELD * chosen]
         prompt = candidates.prompt_tokens
         lease = self.load.book(worker, prompt, prompt - overlap, now, prefill_observable=request.streamed)
-        queued_s = self.load.free_at[lease.slot] - now
-        deadline = now + max(self.config.speculative_ttl_s, 2 * queued_s)
         if not chains:
             return lease, ()
+        queued_s = self.load.free_at[lease.slot] - now
+        deadline = now + max(self.config.speculative_ttl_s, 2 * queued_s)
         sizes = self.index.prefix_sizes(worker)
         if sizes is None:
             sizes = tuple(chains)
@@ -333,7 +314,7 @@ def _used_by(worker: WorkerId, keys: Mapping[str | None, Mapping[WorkerId, int]]
     """The adapter's key that is in use on `worker`."""
     if len(keys) == 1:
         return next(iter(keys))
-    return next(key for key, users in keys.items() if worker in users)
+    return next((key for key, users in keys.items() if worker in users), None)
 
 
 def _shared(prefixes: Sequence[PrefixHash], other: Sequence[PrefixHash]) -> int:

@@ -15,11 +15,19 @@ them. So there is no lock that a crash could leave taken; whoever reaps a crashe
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from itertools import chain
+from operator import add
+from typing import Final, TypeAlias
 
+from warmroute.core.hashing import NATIVE
+from warmroute.core.rows import COUNTS, TIMES, side_by_side
 from warmroute.types import Worker
+
+if NATIVE:
+    from warmroute import _native
 
 ROWS_MAX: Final = 4096
 """Workers whose load is shared. That of those beyond is each process's own (`Sharing.unshared`)."""
@@ -39,16 +47,8 @@ _BOOKED: Final = struct.Struct("8d")
 _REQUESTS, _KV_TOKENS, _COMPUTED_TOKENS, _COMPUTED_PAIRS = 1, 4, 7, 8
 
 
-class Others(NamedTuple):
-    """What the other processes have booked, in columns of this one's places."""
-
-    requests: Sequence[int]
-    prefilling: Sequence[int]
-    prefill_tokens: Sequence[int]
-    kv_tokens: Sequence[int]
-    free_at: Sequence[float]
-    busy: Sequence[float]
-    requests_per_s: float
+Booked: TypeAlias = "tuple[array[int], array[float], float]"
+"""What is booked, as rows of counts and times (`rows.py`), and bookings per second, of all workers together."""
 
 
 def page_bytes(processes: int) -> int:
@@ -83,7 +83,7 @@ class Sharing:
         self._keys: list[float] = []
         self._renamed = 0
         self._parts = [_Part(self._page, other) for other in range(processes) if other != process]
-        self._others: Others | None = None
+        self._others: Booked | None = None
         self._stale_at = 0.0
 
     def is_named(self, slot: int) -> bool:
@@ -106,7 +106,7 @@ class Sharing:
             self._page[self._at + _NAMINGS] += 1.0
 
     def put(self, slot: int, booked: tuple[float, ...], requests_per_s: float) -> None:
-        """Publish what is booked at this place: `Others`' columns, and what was ever computed."""
+        """Publish what is booked at this place, counts and times, and what was ever computed."""
         if slot < ROWS_MAX:
             _BOOKED.pack_into(self._bytes, (self._at + _WIDTH * (1 + slot) + 1) * _BYTES, *booked)
         self._page[self._at + _PER_S] = requests_per_s
@@ -136,7 +136,7 @@ class Sharing:
         """Prompt tokens of those."""
         return int(self._sum(_KV_TOKENS, slot))
 
-    def others(self, now: float) -> Others:
+    def others(self, now: float) -> Booked:
         """What they have booked, as of `now` or a moment before it that is short beside what reading costs."""
         if self._others is None or not self._stale_at - 1.0 < now < self._stale_at:
             found = [part.columns(self._keys, self._renamed, now) for part in self._parts]
@@ -197,12 +197,35 @@ class _Part:
         return bool(self._rows and self._order)
 
 
-def _sum_of(parts: Sequence[list[list[float]]], n: int, now: float, requests_per_s: float) -> Others:
+def _sum_of(parts: Sequence[list[list[float]]], n: int, now: float, requests_per_s: float) -> Booked:
     if not parts:
-        return Others([0] * n, [0] * n, [0] * n, [0] * n, [0.0] * n, [0.0] * n, requests_per_s)
+        return array("q", bytes(_BYTES * COUNTS * n)), array("d", bytes(_BYTES * TIMES * n)), requests_per_s
     columns = (
         parts[0] if len(parts) == 1 else [list(map(sum, zip(*same, strict=True))) for same in zip(*parts, strict=True)]
     )
-    requests, prefilling, prefill_tokens, kv_tokens = (list(map(int, column)) for column in columns[:4])
     free_at = [now + wait if wait else 0.0 for wait in columns[4]]
-    return Others(requests, prefilling, prefill_tokens, kv_tokens, free_at, columns[5], requests_per_s)
+    counts = side_by_side("q", *(map(int, column) for column in columns[:COUNTS]))
+    return counts, side_by_side("d", free_at, columns[5]), requests_per_s
+
+
+def together(mine: Booked, others: Booked, now: float) -> Booked:
+    """Counts add up, and so does what is queued: the worker does one after the other."""
+    counts, times = others[0][:], others[1][:]
+    add_booked(counts, times, mine[0], mine[1], now)
+    return counts, times, mine[2] + others[2]
+
+
+def add_booked_in_python(
+    counts: array[int], times: array[float], more_counts: array[int], more_times: array[float], now: float
+) -> None:
+    """Add to these rows those of another table, which may have more of them: what `_native.add_booked` does."""
+    counts[:] = array("q", map(add, counts, more_counts))
+    queued = zip(more_times[0::TIMES], times[0::TIMES], strict=False)
+    free_at = [max(a, now) + b - now if b > now else a for a, b in queued]
+    busy = map(add, more_times[1::TIMES], times[1::TIMES])
+    times[:] = array("d", chain.from_iterable(zip(free_at, busy, strict=True)))
+
+
+add_booked: Callable[[array[int], array[float], array[int], array[float], float], None] = (
+    _native.add_booked if NATIVE else add_booked_in_python
+)
