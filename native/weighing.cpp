@@ -67,18 +67,17 @@ nb::object survey(double now, nb::handle held_rows, nb::handle count_rows, nb::h
     const Py_ssize_t n = held.size();
     must(n > 0 && counts.size() == n && times.size() == n && rates.size() == n);
     Py_ssize_t holder = 0;
-    std::int64_t sum = 0, most = counts[0][3];
+    std::int64_t sum = 0;
     double busy = 0.0, free_at = times[0][0], least = 0.0;
     for (Py_ssize_t i = 0; i < n; ++i) {
         if (held[i][0] > held[holder][0]) holder = i;
         sum += held[i][0];
-        most = std::max(most, counts[i][3]);
         busy += times[i][1];
         free_at = std::min(free_at, times[i][0]);
         const double load = wait_s(times[i], now) + rates[i][0] + static_cast<double>(counts[i][3]) * rates[i][3];
         if (i == 0 || load < least) least = load;
     }
-    return nb::make_tuple(held[holder][0], holder, sum, busy, free_at, least, most);
+    return nb::make_tuple(held[holder][0], holder, sum, busy, free_at, least);
 }
 
 void weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::handle room_column, nb::handle cost_column) {

@@ -107,7 +107,7 @@ class Index:
 # arrays of 64-bit counts ("q") or doubles ("d").
 def survey(
     now: float, held: array[int], counts: array[int], times: array[float], rates: array[float]
-) -> tuple[int, int, int, float, float, float, int]: ...
+) -> tuple[int, int, int, float, float, float]: ...
 def weigh(
     weights: tuple[float, ...],
     rows: tuple[array[int], array[int], array[float], array[float]],

@@ -27,6 +27,8 @@ from array import array
 from collections.abc import Iterable
 from math import exp
 
+import msgspec
+
 from warmroute.core.rates import RateTable, pairs
 from warmroute.core.rows import COUNTS, TIMES, Rows
 from warmroute.core.sharing import Booked, Sharing, key_of, together
@@ -41,31 +43,25 @@ STEP_SHARE = 2 / 3
 """Of a step as it was learned, which has in it half of the one that a request finds under way, on average."""
 
 
-class Lease:
+class Lease(msgspec.Struct, eq=False, gc=False):
     """One request's claim on one worker, from dispatch to last byte."""
 
-    __slots__ = (
-        "at", "id", "mark", "observable", "open", "others_mark", "prefilling", "prompt_tokens", "slot",
-        "uncached_tokens", "worker",
-    )  # fmt: skip
-
-    def __init__(self, lease: LeaseId, worker: WorkerId, prompt_tokens: int, uncached_tokens: int) -> None:
-        self.id = lease
-        self.worker = worker
-        self.prompt_tokens = prompt_tokens
-        self.uncached_tokens = uncached_tokens
-        """Prompt tokens the worker must compute for it, as estimated at dispatch."""
-        self.prefilling = True
-        self.open = True
-        self.slot = 0
-        self.at = 0.0
-        """When it was dispatched."""
-        self.mark = 0.0
-        """Seconds of prefill ever booked on the worker, this one's included."""
-        self.observable = True
-        """Whether its first byte comes long before its end."""
-        self.others_mark = NOTHING
-        """Tokens and pairs that other processes had ever seen computed there."""
+    id: LeaseId
+    worker: WorkerId
+    slot: int
+    prompt_tokens: int
+    uncached_tokens: int
+    """Prompt tokens the worker must compute for it, as estimated at dispatch."""
+    at: float
+    """When it was dispatched."""
+    mark: float
+    """Seconds of prefill ever booked on the worker, this one's included."""
+    observable: bool
+    """Whether its first byte comes long before its end."""
+    others_mark: tuple[float, float] = NOTHING
+    """Tokens and pairs that other processes had ever seen computed there."""
+    prefilling: bool = True
+    open: bool = True
 
 
 class Load:
@@ -194,8 +190,7 @@ class LoadTable:
         taken as done when it is expected to be.
         """
         self._last_lease += 1
-        lease = Lease(LeaseId(self._last_lease), worker, prompt_tokens, uncached_tokens)
-        slot = lease.slot = self.slot(worker)
+        slot = self.slot(worker)
         seconds = self.rates.prefill_s(slot, prompt_tokens, uncached_tokens)
         if not self.prefilling[slot]:  # those behind it share its steps
             seconds += self.rates.fixed_s[slot] + self.rates.per_context_s[slot] * self.kv_tokens[slot]
@@ -203,13 +198,14 @@ class LoadTable:
         self.prefilling[slot] += 1
         self.prefill_tokens[slot] += uncached_tokens
         self.kv_tokens[slot] += prompt_tokens
-        self.free_at[slot] = max(self.free_at[slot], now) + seconds
+        self.free_at[slot] = free_at = max(self.free_at[slot], now) + seconds
         self.busy[slot] += seconds / RECENT_S
         self.requests_per_s += 1.0 / RECENT_S
-        lease.at, lease.observable = now, prefill_observable
-        lease.mark = self._booked_s[slot] = self._booked_s[slot] + seconds
+        self._booked_s[slot] = mark = self._booked_s[slot] + seconds
+        number = LeaseId(self._last_lease)
+        lease = Lease(number, worker, slot, prompt_tokens, uncached_tokens, now, mark, prefill_observable)
         if not prefill_observable:
-            heapq.heappush(self._unobserved, (self.free_at[slot], lease.id, lease))
+            heapq.heappush(self._unobserved, (free_at, number, lease))
         if self.sharing is not None:
             lease.others_mark = self.sharing.computed(slot)
             self._publish(slot)
@@ -253,8 +249,8 @@ class LoadTable:
             self.busy[:] = memoryview(array("d", [busy * share for busy in self.busy.tolist()]))
             self.requests_per_s *= share
             self._faded_at = now
-            for slot in self._slots.values() if self.sharing is not None else ():
-                self._publish(slot)
+            if self.sharing is not None:
+                self.sharing.put_busy(self.busy[: len(self._booked_s)], self.requests_per_s)
         unobserved = self._unobserved
         # Those that are over already go too: every request would walk a heap of thousands that wait for their time.
         while unobserved and (unobserved[0][0] <= now or not unobserved[0][2].prefilling):

@@ -44,7 +44,7 @@ _BYTES: Final = 8
 _KEY_BYTES: Final = 6
 """Of a hash: what a double holds exactly."""
 _BOOKED: Final = struct.Struct("8d")
-_REQUESTS, _KV_TOKENS, _COMPUTED_TOKENS, _COMPUTED_PAIRS = 1, 4, 7, 8
+_REQUESTS, _KV_TOKENS, _BUSY, _COMPUTED_TOKENS, _COMPUTED_PAIRS = 1, 4, 6, 7, 8
 
 
 Booked: TypeAlias = "tuple[array[int], array[float], float]"
@@ -109,6 +109,12 @@ class Sharing:
         """Publish what is booked at this place, counts and times, and what was ever computed."""
         if slot < ROWS_MAX:
             _BOOKED.pack_into(self._bytes, (self._at + _WIDTH * (1 + slot) + 1) * _BYTES, *booked)
+        self._page[self._at + _PER_S] = requests_per_s
+
+    def put_busy(self, busy: memoryview[float], requests_per_s: float) -> None:
+        """Publish how busy the workers at all places are now."""
+        start, rows = self._at + _WIDTH + _BUSY, min(len(busy), ROWS_MAX)
+        self._page[start : start + _WIDTH * rows : _WIDTH] = busy[:rows]
         self._page[self._at + _PER_S] = requests_per_s
 
     def put_inside(self, inside: int) -> None:

@@ -14,11 +14,13 @@ meanwhile takes the speculative rest with it.
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from typing import TypeAlias
+
+import msgspec
 
 from warmroute.core.hashing import NATIVE
 from warmroute.core.rows import HELD
@@ -28,22 +30,16 @@ if NATIVE:
     from warmroute import _native
 
 
-class Claim:
+class Claim(msgspec.Struct, eq=False, gc=False):
     """Blocks `start` and on of one dispatched request's `chain`, believed to be on `worker` until `deadline` (s)."""
 
-    __slots__ = ("batches", "block_size", "chain", "deadline", "first", "last", "start", "worker")
-
-    def __init__(
-        self, worker: WorkerId, chain: Sequence[PrefixHash], block_size: int, start: int, deadline: float
-    ) -> None:
-        self.worker = worker
-        self.chain = chain
-        self.block_size = block_size
-        self.start = start
-        self.deadline = deadline
-        self.first, self.last = chain[start], chain[-1]
-        self.batches = 0
-        """Of events that came since it was served."""
+    worker: WorkerId
+    chain: Sequence[PrefixHash]
+    block_size: int
+    start: int
+    deadline: float
+    batches: int = 0
+    """Of events that came since it was served."""
 
     def end(self) -> None:
         """Believe it no longer."""
@@ -88,17 +84,25 @@ class Speculation:
         blocks: set[tuple[WorkerId, PrefixHash]] = set()
         for firsts in self._by_start.values():
             for alike in firsts.values():
-                for claim in chain.from_iterable(alike.values()):
+                for claim in itertools.chain.from_iterable(alike.values()):
                     if claim.deadline > now:
                         blocks.update((claim.worker, prefix) for prefix in claim.chain[claim.start :])
         return len(blocks)
 
     def add(self, claim: Claim, now: float) -> None:
         """Make a claim. It must have at least one block."""
-        self._expire(claim.worker, now)
-        alike = self._by_start.setdefault(claim.start, {}).setdefault(claim.first, {})
-        alike.setdefault(claim.last, {})[claim] = None
-        self._order.setdefault(claim.worker, deque()).append(claim)
+        order = self._order.get(claim.worker)
+        if order is None:
+            order = self._order[claim.worker] = deque()
+        while order and order[0].deadline <= now:
+            self._drop(order.popleft())
+        order.append(claim)
+        start, chain = claim.start, claim.chain
+        firsts = self._by_start.get(start)
+        if firsts is None:
+            firsts = self._by_start[start] = {}
+        alike = firsts.setdefault(chain[start], {})
+        alike.setdefault(chain[-1], {})[claim] = None
 
     def extend(
         self, held: array[int], prefixes: Sequence[PrefixHash], positions: Mapping[WorkerId, int], size: int, now: float
@@ -122,7 +126,8 @@ class Speculation:
 
     def _met(self, prefixes: Sequence[PrefixHash]) -> list[dict[Claim, None]]:
         """Claims whose first block is in this prompt, alike ones together; one may go on where another ends."""
-        met, end = list[dict[Claim, None]](), len(prefixes)
+        met: list[dict[Claim, None]] = []
+        end = len(prefixes)
         for start in sorted(self._by_start):
             if start < end and (alike := self._by_start[start].get(prefixes[start])) is not None:
                 met += alike.values()
@@ -170,24 +175,16 @@ class Speculation:
         for claim in self._order.pop(worker, ()):
             self.end(claim)
 
-    def _expire(self, worker: WorkerId, now: float) -> None:
-        order = self._order.get(worker)
-        if not order:
-            return
-        while order and order[0].deadline <= now:
-            self._drop(order.popleft())
-        if not order:
-            del self._order[worker]
-
     def _drop(self, claim: Claim) -> None:
+        first, last = claim.chain[claim.start], claim.chain[-1]
         firsts = self._by_start.get(claim.start, {})
-        alike = firsts.get(claim.first, {})
-        claims = alike.get(claim.last, {})
+        alike = firsts.get(first, {})
+        claims = alike.get(last, {})
         if claim in claims:
             del claims[claim]
             if not claims:
-                del alike[claim.last]
+                del alike[last]
             if not alike:
-                del firsts[claim.first]
+                del firsts[first]
             if not firsts:
                 del self._by_start[claim.start]

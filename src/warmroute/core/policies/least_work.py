@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from math import inf
 from operator import add
-from typing import ClassVar, Final, NamedTuple, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 import msgspec
 
@@ -75,25 +75,10 @@ class Memo(msgspec.Struct, frozen=True, gc=False):
     """Who answered this session last, and so many tokens that are thought to be held there still."""
 
 
-class Survey(NamedTuple):
-    """What one look over all candidates shows."""
-
-    best_tokens: int
-    """The longest overlap."""
-    holder: int
-    """Who has it; of several the first."""
-    held_tokens: int
-    """Overlap of all."""
-    busy: float
-    """The same of how busy they are, summed up from the first on."""
-    free_at: float
-    """The earliest."""
-    least_s: float
-    """The least that anybody has to do before it begins: what is queued, and a step."""
-    kv_tokens: int
-    """The most in use anywhere."""
-
-
+Survey: TypeAlias = tuple[int, int, int, float, float, float]
+"""What one look over all candidates shows: the longest overlap; who has it, of several the first; the sum of overlaps,
+and of how busy they are, from the first on; when the first of them will be free; the least that anybody has to do
+before it begins to compute a prompt, in seconds: what is queued, and a step."""
 NOWHERE: Final = -1
 
 
@@ -111,7 +96,7 @@ class LeastWork:
         self.memo = Memo(0.0, 0, 0.0, 1.0, 0.0)
         """Of the last costs."""
         self._bound = 0.5
-        self._seen = Survey(0, 0, 0, 0.0, 0.0, 0.0, 0)
+        self._seen: Survey = (0, 0, 0, 0.0, 0.0, 0.0)
         """At the last costs."""
         self._known: tuple[Worker, ...] = ()
         """The workers that what follows is of."""
@@ -125,12 +110,14 @@ class LeastWork:
         if c.workers is not self._known:  # hardly ever: they are the same as long as the fleet is
             self._meet(c.workers)
         n, rows = len(c.workers), (c.held, c.counts, c.times, c.rates)
-        self._seen = seen = Survey._make(survey(c.now, *rows))
-        best, mean_busy = seen.best_tokens, seen.busy / n or 1.0
-        care = config.others_weight * 2.0 ** max(-PRIORITY_MAX, min(PRIORITY_MAX, c.priority))
+        self._seen = best, _, _, busy, free_at, _ = survey(c.now, *rows)
+        mean_busy = busy / n or 1.0
+        care = config.others_weight
+        if c.priority:
+            care *= 2.0 ** max(-PRIORITY_MAX, min(PRIORITY_MAX, c.priority))
         rate = care * c.requests_per_s / n
         others = rate * self._bound
-        shortest = max(0.0, seen.free_at - c.now)
+        shortest = free_at - c.now if free_at > c.now else 0.0
         work = rate * (1.0 - self._bound) * shortest / (1.0 - min(mean_busy, BUSY_MAX))
         session = self._session(c)
         credit_s = self._credit(c, best)
@@ -176,7 +163,7 @@ class LeastWork:
 
     def chosen(self, candidates: Candidates, winner: int) -> None:
         """Remember the session, and settle the replication account of the prefix that the best holder has."""
-        c, seen, best = candidates, self._seen, self.memo.best_tokens
+        c, (best, holder, held_tokens, _, _, least_s) = candidates, self._seen
         if c.session is not None:
             self._sessions[c.session] = c.workers[winner].id, c.prompt_tokens
             self._sessions.move_to_end(c.session)
@@ -184,8 +171,8 @@ class LeastWork:
                 self._sessions.popitem(last=False)
         if c.prompt_tokens:
             # What is only being computed binds to nobody: it could be computed elsewhere meanwhile.
-            lies = best - c.held[HELD * seen.holder + 3]
-            bound = max(0.0, lies - seen.held_tokens / len(c.workers)) / c.prompt_tokens
+            lies = best - c.held[HELD * holder + 3]
+            bound = max(0.0, lies - held_tokens / len(c.workers)) / c.prompt_tokens
             self._bound += (bound - self._bound) * BOUND_SHARE
         if not (best and len(c.chain) and self._config.replication_weight):
             return
@@ -198,7 +185,7 @@ class LeastWork:
             free, row = c.times[TIMES * winner], RATES * winner
             wait = free - c.now if free > c.now else 0.0
             load = wait + c.rates[row] + c.counts[COUNTS * winner + 3] * c.rates[row + 3]
-            credit_s = self.memo.credit_s + (load - seen.least_s) * self._config.replication_weight
+            credit_s = self.memo.credit_s + (load - least_s) * self._config.replication_weight
         prefix = c.chain[best // c.block_size - 1]
         self._credits[prefix] = (credit_s, c.now)
         self._credits.move_to_end(prefix)
@@ -270,7 +257,7 @@ def survey_in_python(
         for free, fixed, in_use, per_context in zip(free_at, rates[0::RATES], kv, rates[3::RATES], strict=True)
     ]
     busy = reduce(add, times[1::TIMES], 0.0)  # sum() is more exact in some versions
-    return Survey(best, overlap.index(best), sum(overlap), busy, min(free_at), min(loads), max(kv))
+    return best, overlap.index(best), sum(overlap), busy, min(free_at), min(loads)
 
 
 def weigh_in_python(
@@ -297,5 +284,5 @@ def weigh_in_python(
         costs[i] = cost + (memory * per_token * over if over > 0.0 else 0.0)
 
 
-survey: Callable[..., tuple[int, int, int, float, float, float, int]] = _native.survey if NATIVE else survey_in_python
+survey: Callable[..., Survey] = _native.survey if NATIVE else survey_in_python
 weigh: Callable[..., None] = _native.weigh if NATIVE else weigh_in_python
