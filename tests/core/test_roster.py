@@ -48,9 +48,8 @@ def test_of_two_sources_the_stronger_describes_an_engine_and_the_other_keeps_it(
     roster = Roster()
     roster.replace("kubernetes", [listed(A, topic="k")])
     assert roster.replace("config", [listed(A, topic="c")]) == [Alter(A, listed(A, topic="c"))]
-    assert roster.shadowed == 1
     assert roster.replace("config", []) == [Alter(A, listed(A, topic="k"))]
-    assert (roster.shadowed, roster.entries[A].source) == (0, "kubernetes")
+    assert roster.entries[A].source == "kubernetes"
 
 
 def test_who_describes_an_engine_says_nothing_of_which_engine_it_is() -> None:

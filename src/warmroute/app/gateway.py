@@ -88,8 +88,6 @@ class Gateway:
         api = HttpEngineApi(session, config.membership.probe_timeout_s, keys)
         self.membership = Membership(config, api, self.following, clock, keys=keys)
         self.reconciler = Reconciler(config, self.membership, self._in_flight, clock)
-        self.reconciler.on_removed = self._engine_removed
-        self.reconciler.on_released = lambda endpoint: self._tell_change(EngineChange("release", endpoint.url))
         self.sources = Sources(config, self.reconciler)
         remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s, keys)
         self.tokens = Tokens(config.tokenizer, clock, local_tokenizer(config.tokenizer), remote)
@@ -143,6 +141,8 @@ class Gateway:
 
     def _connect(self) -> None:
         """Tell everybody who must hear of what."""
+        self.reconciler.on_removed = self._engine_removed
+        self.reconciler.on_released = lambda endpoint: self._tell_change(EngineChange("release", endpoint.url))
         self.routing.on_reset = self.following.cleared
         self.routing.removed_blocks = self.following.removed_blocks
         self.following.on_removed = self._removed

@@ -19,7 +19,7 @@ from warmroute.config.tree import EngineConfig
 from warmroute.core.deployments import BEFORE, configuration, disabled, enabled, is_enabled, progress
 from warmroute.core.event_arguments import PatchError
 from warmroute.core.pods import PodState, read_pod
-from warmroute.service.reflector import ClusterError, Collection
+from warmroute.service.reflector import Collection
 
 if TYPE_CHECKING:
     from warmroute.edge.kubernetes import Kubernetes
@@ -101,9 +101,9 @@ class Cluster:
         found: Object = msgspec.json.decode(await self.api.call("GET", self._path))
         return found
 
-    async def apply(self, change: Change, *, dry_run: bool = False) -> Object:
+    async def apply(self, change: Change) -> Object:
         """Make the change, server-side; the Deployment as it is then. Raises ClusterError."""
-        query = {"fieldManager": MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
+        query = {"fieldManager": MANAGER, "force": "true"}
         body = configuration(change.before, change.after)
         content_type = "application/apply-patch+yaml"
         answer = await self.api.call("PATCH", self._path, query=query, body=body, content_type=content_type)
@@ -215,6 +215,3 @@ def _appliers(deployment: Object) -> Iterator[str]:
     for entry in deployment["metadata"].get("managedFields") or ():
         if entry.get("manager") != MANAGER and entry.get("subresource") != "status":
             yield str(entry.get("manager"))
-
-
-__all__ = ["Change", "Cluster", "ClusterError", "Target", "described", "disabling", "enabling", "to_yaml"]

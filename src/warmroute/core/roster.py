@@ -95,8 +95,6 @@ class Roster:
     def __init__(self, sources: Sequence[str] = SOURCES) -> None:
         self.entries: dict[Endpoint, Entry] = {}
         """What is present, draining engines included."""
-        self.shadowed = 0
-        """Listings that do not count because another one has their address."""
         self._listings: dict[str, dict[Endpoint, Listed]] = {source: {} for source in sources}
         self._holds: dict[Endpoint, str] = {}
 
@@ -176,7 +174,6 @@ class Roster:
             for endpoint, listed in listing.items():
                 held = self._holds.get(endpoint)
                 wanted.setdefault(endpoint, (source, listed if held is None else replace(listed, held=held)))
-        self.shadowed = sum(map(len, self._listings.values())) - len(wanted)
         return wanted
 
 
