@@ -57,6 +57,8 @@ _TAIL_BYTES = 4096
 _COPY_BYTES_MAX = 32 * 1024
 """Up to here, copying a body behind its head is cheaper than a second write."""
 
+_NO_ROOM = int(HTTPStatus.SERVICE_UNAVAILABLE)
+
 _SIZED = frozenset({Framing.LENGTH, Framing.NONE})
 
 
@@ -279,7 +281,7 @@ class Exchange:
     def _on_head(self, data: bytes) -> None:
         if self._request.plain is not None and self._buffer is None:
             answer = relay_answer(data, self._dispatch.response_headers, self._plane.draining)
-            if answer is not None and answer[0] != HTTPStatus.SERVICE_UNAVAILABLE:
+            if answer is not None and answer[0] != _NO_ROOM:
                 self._relay(answer, data)
                 return
         data = self._buffer + data if self._buffer else data
@@ -303,7 +305,7 @@ class Exchange:
 
     def _begin(self, head: ResponseHead, data: bytes) -> None:
         """The head is there: hold it until the body begins, and take that as its framing wants it."""
-        if head.status == HTTPStatus.SERVICE_UNAVAILABLE and self._goes_elsewhere(head, data):
+        if head.status == _NO_ROOM and self._goes_elsewhere(head, data):
             return
         http11, framing, transport = self._request.http11, head.framing, self._client.transport
         chunked = framing is Framing.CHUNKED
