@@ -253,7 +253,7 @@ class Exchange:
             self._plane.counts.unanswered += 1
             self._unreachable("closed the connection without an answer")
         elif clean and (self._answered or self._held is not None) and self._body.ends_by_close:
-            self._send_head()
+            self._client.transport.write(self._begun())
             self._complete(b"".join(self._tail))
         elif self._held is not None and self._dispatched:
             self._plane.counts.unanswered += 1
@@ -279,8 +279,10 @@ class Exchange:
     # The answer
 
     def _on_head(self, data: bytes) -> None:
-        if self._request.plain is not None and self._buffer is None:
-            answer = relay_answer(data, self._dispatch.response_headers, self._plane.draining)
+        request = self._request
+        if self._buffer is None and request.http11 and request.head.method != b"HEAD":
+            self._close = not request.keep_alive or self._plane.draining
+            answer = relay_answer(data, self._dispatch.response_headers, self._close)
             if answer is not None and answer[0] != _NO_ROOM:
                 self._relay(answer, data)
                 return
@@ -293,7 +295,7 @@ class Exchange:
                     self._engine_fault("malformed_head", "its head has no end")
                 return
             try:
-                head = parse_response_head(data[:end], self._request.head.method)
+                head = parse_response_head(data[:end], request.head.method)
             except EngineError as error:
                 self._engine_fault("malformed_head", str(error))
                 return
@@ -320,10 +322,9 @@ class Exchange:
             self._hold(head.status, out, body_of(framing, head.length, chunks=http11), data)
 
     def _relay(self, answer: Relayed, data: bytes) -> None:
-        """What `_begin` does, for a plain answer to a plain request: as nearly all are."""
+        """What `_begin` does, for a plain answer: as nearly all are."""
         status, length, end, out = answer
         self._buffer = b""
-        self._close = self._plane.draining
         self._endless, self._engine_reusable = False, True
         if length == len(data) - end:
             self._client.transport.write(out)
@@ -365,7 +366,6 @@ class Exchange:
 
     def _on_first_byte(self, data: bytes) -> None:
         self._answering(self._status)
-        self._send_head()
         self._engine.receive = self._on_body
         self._on_body(data)
 
@@ -378,21 +378,22 @@ class Exchange:
             self._plane.counts.service_failures += 1
             self._log_failure(error, b"at its first byte")
 
-    def _send_head(self) -> None:
-        if self._held is not None:
-            self._client.transport.write(self._held)
-            self._held, self._answered = None, True
-            self._request.body = b""  # it will not be sent again, and a stream may last for minutes
+    def _begun(self) -> bytes:
+        """The head that was held back, which is about to be sent; empty if it was sent before."""
+        held, self._held, self._answered = self._held or b"", None, True
+        self._request.body = b""  # it will not be sent again, and a stream may last for minutes
+        return held
 
     def _on_body(self, data: bytes) -> None:
         body = self._body
         try:
             data = body.take(data)
         except EngineError as error:
+            self._client.transport.write(self._begun())
             self._engine_fault("malformed_body", str(error))
             return
         self._pieces += 1
-        self._client.transport.write(data)
+        self._client.transport.write(data if self._held is None else self._begun() + data)
         self._tail.append(data if len(data) <= _TAIL_BYTES else data[-_TAIL_BYTES:])
         if body.ended:
             if body.excess:
