@@ -14,6 +14,7 @@ namespace warmroute {
 void bind_index(nb::module_& module);  // index_binding.cpp
 void bind_wire(nb::module_& module);   // wire_binding.cpp
 void bind_weighing(nb::module_& module);  // weighing.cpp
+void bind_heads(nb::module_& module);  // heads_binding.cpp
 
 namespace {
 
@@ -68,4 +69,5 @@ NB_MODULE(_native, module) {
     warmroute::bind_wire(module);
     warmroute::bind_index(module);
     warmroute::bind_weighing(module);
+    warmroute::bind_heads(module);
 }

@@ -19,7 +19,7 @@ namespace warmroute {
 namespace {
 
 constexpr double busy_max = 0.95;
-constexpr Py_ssize_t n_weights = 15;
+constexpr Py_ssize_t n_weights = 16;
 
 // Rows of `width` numbers, as an array of counts or of doubles holds them.
 template <class Number, Py_ssize_t width = 1>
@@ -49,7 +49,7 @@ class Rows {
 using Held = Rows<const std::int64_t, 4>;
 using Counts = Rows<const std::int64_t, 4>;
 using Times = Rows<const double, 2>;
-using Rates = Rows<const double, 4>;
+using Rates = Rows<const double, 5>;
 using Column = Rows<const double>;
 using Prefixes = Rows<const std::uint64_t>;
 
@@ -57,7 +57,11 @@ void must(bool fits) {
     if (!fits) throw nb::value_error("rows of unequal numbers");
 }
 
-double wait_s(const double* time, double now) noexcept { return time[0] > now ? time[0] - now : 0.0; }
+// core/steps.py
+double wait_s(double due, double step, double reach) noexcept {
+    if (due < reach) due += step;
+    return due > 0.0 ? due : 0.0;
+}
 
 nb::object survey(double now, nb::handle held_rows, nb::handle count_rows, nb::handle time_rows, nb::handle rate_rows) {
     const Held held(held_rows);
@@ -74,18 +78,19 @@ nb::object survey(double now, nb::handle held_rows, nb::handle count_rows, nb::h
         sum += held[i][0];
         busy += times[i][1];
         free_at = std::min(free_at, times[i][0]);
-        const double load = wait_s(times[i], now) + rates[i][0] + static_cast<double>(counts[i][3]) * rates[i][3];
+        const double queued = counts[i][1] != 0 && times[i][0] > now ? times[i][0] - now : 0.0;
+        const double load = queued + rates[i][0] + static_cast<double>(counts[i][3]) * rates[i][3];
         if (i == 0 || load < least) least = load;
     }
     return nb::make_tuple(held[holder][0], holder, sum, busy, free_at, least);
 }
 
 void weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::handle room_column, nb::handle cost_column) {
-    if (nb::len(weights) != n_weights || nb::len(rows) != 4) throw nb::value_error("fifteen weights, four kinds of rows");
+    if (nb::len(weights) != n_weights || nb::len(rows) != 4) throw nb::value_error("sixteen weights, four kinds of rows");
     double w[n_weights];
     for (Py_ssize_t i = 0; i < n_weights; ++i) w[i] = nb::cast<double>(weights[i]);
     const auto [now, prompt, steps, work, others, evictions, mean_busy, cpu_loss, storage_loss, roomy, memory, credit, best,
-                session_at, session_tokens] = w;
+                session_at, session_tokens, reach] = w;
     const Held held(rows[0]);
     const Counts counts(rows[1]);
     const Times times(rows[2]);
@@ -100,9 +105,11 @@ void weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::hand
         const auto overlap = static_cast<double>(held[i][0]), kv = static_cast<double>(counts[i][3]), b = times[i][1];
         const double lost = static_cast<double>(held[i][1]) * cpu_loss, later = static_cast<double>(held[i][2]) * storage_loss;
         const double uncached = prompt - (i == at ? session_tokens : (overlap - lost - later) * *belief[i]);
-        const double wait = wait_s(times[i], now) + fixed + kv * per_context * steps;
-        const double paid = (best - overlap) * per_token;
-        const double s = uncached * (per_token + (prompt - uncached / 2) * per_pair) - (paid < credit ? paid : credit);
+        const double step = counts[i][0] != 0 ? rates[i][4] : 0.0;
+        const double prefill = uncached * (per_token + (prompt - uncached / 2) * per_pair);
+        const double alike = std::max(0.0, step - fixed - kv * per_context - prefill);
+        const double wait = wait_s(times[i][0] - now, step, reach) + fixed + kv * per_context * steps + alike;
+        const double paid = (best - overlap) * per_token, s = prefill - (paid < credit ? paid : credit);
         const double delayed = others * (wait + s / 2) / (1.0 - (b < busy_max ? b : busy_max));
         const double cost = wait + s + s * (work + evictions * b / (b + mean_busy) + delayed);
         const double over = kv + prompt - roomy * *room[i];
@@ -287,10 +294,11 @@ void add_booked(nb::handle count_rows, nb::handle time_rows, nb::handle more_cou
     const Py_ssize_t n = counts.size();
     must(times.size() == n && own_counts.size() >= n && own_times.size() >= n);
     for (Py_ssize_t i = 0; i < n; ++i) {
-        for (int column = 0; column < 4; ++column) counts[i][column] += own_counts[i][column];
         const double a = own_times[i][0], b = times[i][0];
-        times[i][0] = b > now ? (now > a ? now : a) + b - now : a;
+        const bool both = own_counts[i][1] != 0 && counts[i][1] != 0;
+        times[i][0] = both ? (b > now ? (now > a ? now : a) + b - now : a) : std::max(a, b);
         times[i][1] = own_times[i][1] + times[i][1];
+        for (int column = 0; column < 4; ++column) counts[i][column] += own_counts[i][column];
     }
 }
 

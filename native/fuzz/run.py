@@ -14,10 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fuzz_heads_seeds import main as write_head_seeds
 from fuzz_wire_seeds import main as write_seeds
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("fuzz_wire", "fuzz_index", "fuzz_slabs", "differential")
+TARGETS = ("fuzz_wire", "fuzz_heads", "fuzz_index", "fuzz_slabs", "differential")
 
 
 def build(directory: Path, targets: list[str]) -> None:
@@ -26,6 +27,7 @@ def build(directory: Path, targets: list[str]) -> None:
     subprocess.run(["cmake", "-S", ROOT, "-B", directory, "-G", "Unix Makefiles", *about], check=True)
     subprocess.run(["cmake", "--build", directory, "--parallel", str(os.cpu_count()), "--target", *targets], check=True)
     write_seeds(directory / "corpus")
+    write_head_seeds(directory / "corpus_heads")
 
 
 def command(target: str, directory: Path, seconds: float) -> list[str | Path]:
@@ -33,7 +35,8 @@ def command(target: str, directory: Path, seconds: float) -> list[str | Path]:
     if target == "differential":
         script = Path(__file__).with_name("differential.py")
         return [sys.executable, script, f"--seconds={seconds}", f"--operations={10**9}"]
-    return [directory / target, f"-max_total_time={seconds:.0f}", directory / "corpus"]
+    corpus = directory / ("corpus_heads" if target == "fuzz_heads" else "corpus")
+    return [directory / target, f"-max_total_time={seconds:.0f}", corpus]
 
 
 def main() -> None:

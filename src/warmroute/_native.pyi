@@ -1,5 +1,5 @@
-# The native core: hashing, decoding and the index. Its callers are core.hashing, core.wire and core.index; results are
-# those of the Python references.
+# The native core: hashing, decoding, the index, and heads of messages. Its callers are core.hashing, core.wire,
+# core.index, core.policies.least_work and edge.http.plain; results are those of the Python references.
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeAlias, final
 from warmroute.core.index.contract import ApplyReport, DumpEntry
 from warmroute.core.speculation import Claim
 from warmroute.core.wire.events import BlockRemoved, BlockStored, RejectedEvent
+from warmroute.service.ports import Headers
 from warmroute.types import BlockHash, PrefixHash, TokenIds, WorkerId
 
 __version__: str
@@ -141,6 +142,29 @@ def extend(
 
 # The places of the `count` lowest, in ascending order.
 def cheapest(costs: array[float], count: int) -> list[int]: ...
+
+# The head of a request that is plain: edge.http.plain.
+@final
+class PlainHead:
+    method: ClassVar[bytes]  # b"POST"
+    @property
+    def target(self) -> bytes: ...
+    @property
+    def headers(self) -> Headers: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    # The first header of that name, in any case.
+    def header(self, name: bytes) -> bytes | None: ...
+    def message(self, authority: bytes, headers: Headers, body: bytes) -> bytes: ...
+
+# The head at the beginning; None if it is for Python to judge.
+def read_request(data: bytes) -> PlainHead | None: ...
+
+# Status, length or -1 if the body is chunked, where the head ends, the head to send on and, if it is all there, the
+# body; None if it is for Python to judge.
+def relay_answer(data: bytes, headers: Headers, close: bool) -> tuple[int, int, int, bytes] | None: ...
 
 # What core.rates.fit_in_python gives.
 def fit(

@@ -65,25 +65,23 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One reachable HTTP address of an engine."""
+    """One reachable HTTP address."""
 
     host: str
     port: int
     tls: bool = False
     authority: str = field(init=False, repr=False, compare=False)
     """`host:port`, IPv6 hosts in brackets: the Host header and the name that users see."""
+    url: str = field(init=False, repr=False, compare=False)
+    """`http://host:port`, IPv6 hosts in brackets."""
 
     def __post_init__(self) -> None:
         host = f"[{self.host}]" if ":" in self.host else self.host
         object.__setattr__(self, "authority", f"{host}:{self.port}")
+        object.__setattr__(self, "url", f"{'https' if self.tls else 'http'}://{self.authority}")
 
     def __hash__(self) -> int:
         return hash(self.authority)  # which a string computes once
-
-    @property
-    def url(self) -> str:
-        """`http://host:port`, IPv6 hosts in brackets."""
-        return f"{'https' if self.tls else 'http'}://{self.authority}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +120,12 @@ class Worker:
     weight: float = 1.0
     """How much of the work it should have beside one of weight 1. Above 0 if it is ready."""
 
-    @property
-    def name(self) -> str:
-        """What users see: `host:port`, with `#rank` behind it where there are several ranks."""
-        return f"{self.endpoint.authority}#{self.rank}" if self.ranks > 1 else self.endpoint.authority
+    name: str = field(init=False, repr=False, compare=False)
+    """What users see: `host:port`, with `#rank` behind it where there are several ranks."""
+
+    def __post_init__(self) -> None:
+        authority = self.endpoint.authority
+        object.__setattr__(self, "name", f"{authority}#{self.rank}" if self.ranks > 1 else authority)
 
 
 class Fleet:

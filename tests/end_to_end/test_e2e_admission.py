@@ -228,7 +228,7 @@ async def test_what_clients_are_at_fault_for_opens_nothing() -> None:
             await asyncio.sleep(0)
             leaving.cancel()
         assert await breaker(stack, 0) == "closed"
-        assert len(stack.gateway.breakers) == 0
+        assert not stack.gateway.breakers.known
 
 
 async def test_answers_that_break_count_as_failures() -> None:

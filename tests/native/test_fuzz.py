@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@pytest.mark.parametrize("target", ["fuzz_wire", "fuzz_index", "fuzz_slabs", "differential"])
+@pytest.mark.parametrize("target", ["fuzz_wire", "fuzz_heads", "fuzz_index", "fuzz_slabs", "differential"])
 def test_nothing_is_found(target: str, folder: Path) -> None:
     if target != "differential" and not any(map(shutil.which, COMPILERS)):
         pytest.skip("no C++ compiler here: fuzz targets cannot be built")

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from routing_stage import CHAT, COMPLETIONS, PROMPT, Stage, named, worker
 
+from warmroute.config.tree import BreakerConfig
+from warmroute.core.breaker import Breakers
 from warmroute.errors import ClientError, NoWorkerError, TokenizeError
 from warmroute.service.ports import Outcome, Reply
 from warmroute.service.tracking import Attempt
@@ -165,6 +167,29 @@ def test_load_is_released_whatever_the_end(outcome: Outcome, status: int | None)
     assert stage.routing.tracking.outcomes == {("10.0.0.1:8001", outcome.value): 1}
     assert (attempt.trail.outcome, attempt.trail.status) == (outcome, status)
     stage.router.load.check()
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_an_answer_that_comes_at_once_is_one_that_began_and_ended(status: int) -> None:
+    ends = []
+    for at_once in (True, False):
+        stage = Stage(worker(1))
+        engine = Endpoint("10.0.0.1", 8001)
+        breakers = stage.routing.breakers = Breakers(BreakerConfig(failures_max=1, open_s=1.0))
+        breakers.failed(engine, 50.0, 50.0)
+        breakers.shut(60.0)  # tried again from now on
+        attempt = stage.attempt()
+        stage.now += 2.0
+        if at_once:
+            attempt.finished(Outcome.COMPLETE, b"{}", status)
+        else:
+            attempt.answering(status)
+            attempt.finished(Outcome.COMPLETE, b"{}")
+        trail, state = attempt.trail, breakers.of(engine, stage.now).state
+        seen = trail.decision.first_byte_s, trail.status, trail.decision.candidates.token_ids, trail.decision.chain
+        ends.append((state, stage.predicted(), *seen, stage.routing.tracking.outcomes, stage.requests(10)))
+    assert ends[0] == ends[1]
+    assert ends[0][2] == (2.0 if status == 200 else None)
 
 
 @pytest.mark.parametrize(

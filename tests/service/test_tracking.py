@@ -92,16 +92,16 @@ class Told:
     def answering(self, attempt: Attempt, status: int) -> None:
         self.news.append(status)
 
-    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
-        self.news.append((outcome, tail))
+    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes, status: int | None) -> None:
+        self.news.append((outcome, tail, status))
 
 
 def test_an_attempt_ends_once() -> None:
     told = Told()
     job = Job(pick=PickRequest(model="m"), request_id="a", path="/x", retriable=False)
-    attempt = Attempt(told, job, trail("a"), ((), ()))
+    attempt = Attempt(told, job, trail("a"), Endpoint("10.0.0.1", 8000), (), ())
     assert (attempt.endpoint, attempt.retriable) == (Endpoint("10.0.0.1", 8000), False)
     attempt.answering(200)
     attempt.finished(Outcome.COMPLETE, b"end")
     attempt.finished(Outcome.CLIENT_GONE)
-    assert told.news == [200, (Outcome.COMPLETE, b"end")]
+    assert told.news == [200, (Outcome.COMPLETE, b"end", None)]

@@ -54,24 +54,22 @@ class Breakers:
         self.opened = 0
         """How often any was opened."""
         self._config = config
-        self._breakers: dict[Endpoint, Breaker] = {}
+        self.known: dict[Endpoint, Breaker] = {}
+        """Those of engines that failed lately; empty nearly always."""
 
     def reconfigure(self, config: BreakerConfig) -> None:
         """Take up what is configured now; breakers that are open stay so."""
         self._config = config
         if not config.failures_max:
-            self._breakers.clear()
-
-    def __len__(self) -> int:
-        return len(self._breakers)
+            self.known.clear()
 
     def shut(self, now: float) -> frozenset[Endpoint]:
         """The engines to send nothing to now."""
-        return frozenset(endpoint for endpoint, breaker in self._breakers.items() if self._is_shut(breaker, now))
+        return frozenset(endpoint for endpoint, breaker in self.known.items() if self._is_shut(breaker, now))
 
     def of(self, endpoint: Endpoint, now: float) -> Breaker:
         """What is known of an engine."""
-        breaker = self._breakers.get(endpoint)
+        breaker = self.known.get(endpoint)
         if breaker is None:
             return Breaker()
         self._is_shut(breaker, now)
@@ -79,30 +77,30 @@ class Breakers:
 
     def sent(self, endpoint: Endpoint, now: float) -> None:
         """A request was sent there; half open, it is the one that tries the engine."""
-        breaker = self._breakers.get(endpoint) if self._breakers else None
+        breaker = self.known.get(endpoint)
         if breaker is not None and breaker.state is BreakerState.HALF_OPEN:
             breaker.probed_at = now
 
     def began(self, endpoint: Endpoint, sent_at: float, now: float) -> None:
         """An answer that is no failure begins: the engine works again, whatever becomes of this answer."""
-        breaker = self._breakers.get(endpoint) if self._breakers else None
+        breaker = self.known.get(endpoint)
         if breaker is not None and breaker.state is not BreakerState.CLOSED and sent_at >= breaker.since:
             breaker.failures = self._config.failures_max - 1
             _enter(breaker, BreakerState.CLOSED, now)
 
     def succeeded(self, endpoint: Endpoint, sent_at: float) -> None:
         """An answer was complete."""
-        breaker = self._breakers.get(endpoint) if self._breakers else None
+        breaker = self.known.get(endpoint)
         if breaker is not None and sent_at >= breaker.since:
-            del self._breakers[endpoint]
+            del self.known[endpoint]
 
     def failed(self, endpoint: Endpoint, sent_at: float, now: float) -> None:
         """It failed."""
         if not self._config.failures_max:
             return
-        breaker = self._breakers.get(endpoint)
+        breaker = self.known.get(endpoint)
         if breaker is None:
-            breaker = self._breakers[endpoint] = Breaker()
+            breaker = self.known[endpoint] = Breaker()
         if breaker.state is BreakerState.CLOSED:
             breaker.failures += 1
             if breaker.failures >= self._config.failures_max:
@@ -113,13 +111,13 @@ class Breakers:
 
     def gave_up(self, endpoint: Endpoint, sent_at: float) -> None:
         """The client left: what was sent to try the engine said nothing."""
-        breaker = self._breakers.get(endpoint) if self._breakers else None
+        breaker = self.known.get(endpoint)
         if breaker is not None and breaker.probed_at == sent_at:
             breaker.probed_at = None
 
     def forget(self, endpoint: Endpoint) -> None:
         """The engine is another process now, or gone."""
-        self._breakers.pop(endpoint, None)
+        self.known.pop(endpoint, None)
 
     def _open(self, breaker: Breaker, now: float) -> None:
         longer = 2 * breaker.pause_s if breaker.opened else self._config.open_s

@@ -49,8 +49,6 @@ class Fields(msgspec.Struct, frozen=True, gc=False):
     echo: Raw = _ABSENT
     logprobs: Raw = _ABSENT
     prompt_logprobs: Raw = _ABSENT
-    max_tokens: Raw = _ABSENT
-    max_completion_tokens: Raw = _ABSENT
     priority: Raw = _ABSENT
     vllm_xargs: Raw = _ABSENT
 
@@ -87,7 +85,6 @@ class RoutingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """True if the engine will not read its cache for this request (`prompt_logprobs`): prediction is 0."""
     full_report: bool = False
     """Whether the engine is asked to announce again what it reuses (`kv_cache_report_mode`)."""
-    max_tokens: int | None = None
     priority: int = 0
     """As vLLM has it: the lower, the earlier."""
     multimodal: bool = False
@@ -145,7 +142,6 @@ def parse(path: str, body: bytes) -> RoutingRequest:
     model = _model(fields.model)
     multimodal = chat and _multimodal(fields.messages)
     if chat and not multimodal and _rarely_said(fields) == _NOTHING_RARE:  # nearly every chat
-        max_tokens = _max_tokens(fields, chat)
         return RoutingRequest(
             path=path,
             model=model,
@@ -153,7 +149,6 @@ def parse(path: str, body: bytes) -> RoutingRequest:
             chat=True,
             fields=fields,
             stream=flag(fields.stream),
-            max_tokens=max_tokens,
         )
     token_ids, prompt, prompts, opaque = (None, None, [], None) if chat else _prompt(fields)
     if opaque := _opaque(fields, multimodal) or opaque:
@@ -173,7 +168,6 @@ def parse(path: str, body: bytes) -> RoutingRequest:
         n=max(1, _integer(fields.n) or 1),
         skips_cache_read=_skips_cache_read(fields, chat),
         full_report=_full_report(fields),
-        max_tokens=_max_tokens(fields, chat),
         priority=_integer(fields.priority) or 0,
         multimodal=multimodal,
         opaque=opaque,
@@ -296,13 +290,12 @@ def _integer(raw: Raw) -> int | None:
 
 
 def _model(raw: Raw) -> str:
-    value = given(raw)
-    if value is None:
-        raise ClientError(400, "You must provide a model parameter.", param="model", code="missing_required_parameter")
     try:
-        return _STRING.decode(value)
+        return _STRING.decode(raw)
     except _UNREADABLE as error:
-        raise _wrong_type("model", "a string", _value(raw)) from error
+        if given(raw) is not None:
+            raise _wrong_type("model", "a string", _value(raw)) from error
+    raise ClientError(400, "You must provide a model parameter.", param="model", code="missing_required_parameter")
 
 
 def _prompt(fields: Fields) -> tuple[TokenIds | None, str | None, list[Raw], str | None]:
@@ -386,11 +379,6 @@ def _skips_cache_read(fields: Fields, chat: bool) -> bool:
 def _full_report(fields: Fields) -> bool:
     arguments = _value(fields.vllm_xargs)
     return isinstance(arguments, dict) and arguments.get("kv_cache_report_mode") == "full"
-
-
-def _max_tokens(fields: Fields, chat: bool) -> int | None:
-    newer = _integer(fields.max_completion_tokens) if chat else None
-    return newer if newer is not None else _integer(fields.max_tokens)
 
 
 def _wrong_type(param: str | None, wanted: str, got: Any) -> ClientError:

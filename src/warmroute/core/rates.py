@@ -147,6 +147,8 @@ class RateTable:
         """Seconds per pair of such a token and one before it."""
         self.per_context_s: memoryview[float]
         """Seconds per token of the requests that run there."""
+        self.generation_s: memoryview[float]
+        """Seconds of a step in which nothing but generations run, as `Steps` sees them; 0 if it has not."""
 
     def start(self, slot: int) -> None:
         """A worker takes this place: of it nothing is known but its fleet."""
@@ -154,7 +156,10 @@ class RateTable:
             self._seconds.append(0.0)
             self._asked.append(NOTHING)
             if self.rows.reach(slot + 1):
-                self.fixed_s, self.per_token_s, self.per_pair_s, self.per_context_s = self.rows.columns
+                self.fixed_s, self.per_token_s, self.per_pair_s, self.per_context_s, self.generation_s = (
+                    self.rows.columns
+                )
+        self.generation_s[slot] = 0.0
         self._seconds[slot], self._asked[slot] = 0.0, NOTHING
         self._set((slot,))
 

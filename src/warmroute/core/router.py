@@ -147,6 +147,10 @@ class Router:
                 else:
                     self.speculation.served(claim, now)
 
+    def stepped(self, decision: Decision, now: float) -> None:
+        """A further piece of the answer came: its worker has begun another step. May be left out."""
+        self.load.stepped(decision.lease, now)
+
     def release(self, decision: Decision, now: float, *, served: bool) -> None:
         """The request is over. `served` is false if the worker never took it up: then its claims are void."""
         if decision.lease.open and (ended := getattr(decision.decided_by, "ended", None)) is not None:
@@ -280,6 +284,7 @@ class Router:
             belief=lanes.belief,
             kv_tokens_max=lanes.kv_tokens_max,
             requests_per_s=requests_per_s,
+            reach_s=self.load.steps.reach_s,
             held=held,
             counts=counts,
             times=times,

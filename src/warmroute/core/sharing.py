@@ -217,7 +217,7 @@ def add_part_in_python(
 
 
 def together(mine: Booked, others: Booked, now: float) -> Booked:
-    """Counts add up, and so does what is queued: the worker does one after the other."""
+    """Counts add up, and so does what is queued: it is done one after the other. A step under way, both have seen."""
     counts, times = others[0][:], others[1][:]
     add_booked(counts, times, mine[0], mine[1], now)
     return counts, times, mine[2] + others[2]
@@ -227,9 +227,11 @@ def add_booked_in_python(
     counts: array[int], times: array[float], more_counts: array[int], more_times: array[float], now: float
 ) -> None:
     """Add to these rows those of another table, which may have more of them: what `_native.add_booked` does."""
+    queued = zip(more_counts[1::COUNTS], more_times[0::TIMES], counts[1::COUNTS], times[0::TIMES], strict=False)
+    free_at = [
+        (max(a, now) + b - now if b > now else a) if mine and theirs else max(a, b) for mine, a, theirs, b in queued
+    ]
     counts[:] = array("q", map(add, counts, more_counts))
-    queued = zip(more_times[0::TIMES], times[0::TIMES], strict=False)
-    free_at = [max(a, now) + b - now if b > now else a for a, b in queued]
     busy = map(add, more_times[1::TIMES], times[1::TIMES])
     times[:] = array("d", chain.from_iterable(zip(free_at, busy, strict=True)))
 

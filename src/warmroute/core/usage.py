@@ -47,6 +47,9 @@ def total_tokens(tail: bytes) -> int | None:
 
 def cached_tokens(tail: bytes) -> int | None:
     """Tokens of the prompt that were taken from the cache; None if the answer does not say."""
+    usage = tail.rfind(b'"usage"')  # nearly always some hundred bytes before the end: what is before it is long
+    if usage > 0 and ((told := _last(_CACHED, tail[usage:])) is not None or _PROMPT.search(tail, usage)):
+        return told
     return _last(_CACHED, tail)
 
 

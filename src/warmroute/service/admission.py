@@ -347,12 +347,12 @@ class Admitted:
         """The first byte of the answer's body came."""
         self.inner.answering(status)
 
-    def finished(self, outcome: Outcome, tail: bytes = b"") -> None:
+    def finished(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         """The attempt is over. Only the first call counts."""
         if self._ended:
             return
         self._ended = True
         try:
-            self.inner.finished(outcome, tail)
+            self.inner.finished(outcome, tail, status)
         finally:
             self._admission.ended(self.request, outcome, tail)

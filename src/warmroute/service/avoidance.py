@@ -43,7 +43,7 @@ def shut_workers(breakers: Breakers, fleet: Callable[[], Fleet]) -> Avoided:
     """The workers of engines whose breaker is open."""
 
     def avoided(now: float) -> frozenset[WorkerId]:
-        if not len(breakers) or not (shut := breakers.shut(now)):
+        if not breakers.known or not (shut := breakers.shut(now)):
             return _NOBODY
         return frozenset(worker.id for worker in fleet().workers if worker.endpoint in shut)
 

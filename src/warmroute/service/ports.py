@@ -248,10 +248,11 @@ class Dispatch(Protocol):
         """The first byte of the answer's body came (the head may come before the engine has begun to compute)."""
         ...
 
-    def finished(self, outcome: Outcome, tail: bytes = b"") -> None:
+    def finished(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         """The attempt is over: release what was booked. Only the first call counts.
 
-        `tail` is the end of the answer's body, at most some KiB as it came: engines put the usage there.
+        `tail` is the end of the answer's body, at most some KiB as it came: engines put the usage there. `status` is
+        that of an answer that came all at once: `answering` was not called.
         """
         ...
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
-from typing import TypedDict
 
 import msgspec
 
@@ -56,21 +55,6 @@ SERVER_ERROR = 500
 
 CANDIDATES_KEPT_MAX = 32
 """Candidates that are kept of a decision for explanation: the chosen one and the cheapest."""
-
-
-class Hints(TypedDict, total=False):
-    """What a client may say in headers about where its request should go."""
-
-    session: str
-    policy: str
-    pinned: WorkerId
-
-
-class Logged(TypedDict, total=False):
-    """What only the access log wants to know."""
-
-    trace_id: str | None
-    key: str | None
 
 
 class Routing:
@@ -123,14 +107,14 @@ class Routing:
 
     def _decide(self, head: RequestHead, body: bytes) -> Dispatch | Reply | Awaitable[Dispatch | Reply]:
         path = head.target.partition(b"?")[0].decode("latin-1")
+        if path in PREFIX_ROUTED and head.method == b"POST":
+            request = forms.parse(path, body)
+            if request is not None:
+                return self._route(head, request)
         if path.startswith("/admin/"):
             raise ClientError(
                 403, "The gateway is administered on a listener of its own: set admin.port.", code="admin"
             )
-        if head.method == b"POST" and path in PREFIX_ROUTED:
-            request = forms.parse(path, body)
-            if request is not None:
-                return self._route(head, request)
         if head.method in (b"GET", b"HEAD"):
             reply = self._local.get(path) or self._local.get(path[: path.rfind("/") + 1])
             if reply is not None:
@@ -160,33 +144,35 @@ class Routing:
 
     def answering(self, attempt: Attempt, status: int) -> None:
         """The first byte of an answer's body came."""
-        attempt.trail.status = status
-        if status < SERVER_ERROR:
-            decision = attempt.trail.decision
-            self.breakers.began(decision.worker.endpoint, decision.at, self._clock())
+        self._begins(attempt.trail, status)
         if _computed(status):
             self.router.prefilled(attempt.trail.decision, self._clock())
 
-    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
-        """Release what was booked, and note how it ended."""
-        trail, worker = attempt.trail, attempt.trail.decision.worker
+    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes, status: int | None = None) -> None:
+        """Release what was booked, and note how it ended; `status`: of an answer that came all at once."""
+        trail, decision = attempt.trail, attempt.trail.decision
         trail.outcome = outcome
-        served = _computed(trail.status)
+        if status is not None:
+            self._begins(trail, status)
         if attempt.job.full_report:
-            self.router.full_reports.ended(worker.id, self._clock())
-        if self._membership.fleet.get(worker.id) is not None:  # of one forgotten meanwhile nothing is kept
+            self.router.full_reports.ended(decision.worker.id, self._clock())
+        self.router.release(decision, self._clock(), served=_computed(trail.status))
+        decision.claims = decision.chain = ()  # kept for explanation: without the hashes of its whole prompt
+        if self._membership.fleet.get(decision.worker.id) is not None:  # of one forgotten meanwhile nothing is kept
             self._note(attempt, outcome, tail)
-        self.router.release(trail.decision, self._clock(), served=served)
-        trail.decision.claims = (
-            trail.decision.chain
-        ) = ()  # kept for explanation: without the hashes of its whole prompt
+
+    def _begins(self, trail: Trail, status: int) -> None:
+        trail.status = status
+        if status < SERVER_ERROR and self.breakers.known:
+            self.breakers.began(trail.decision.worker.endpoint, trail.decision.at, self._clock())
 
     def _note(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """What the end of an attempt says of its worker and its engine."""
         trail, worker = attempt.trail, attempt.trail.decision.worker
         alike = attempt.job.made is None or self._alike(attempt.job.made, trail, usage.prompt_tokens(tail))
         reported = usage.cached_tokens(tail)
-        self.trusts.ended(worker.id, trail.number, served=_computed(trail.status), reported=reported is not None)
+        if trail.number:
+            self.trusts.ended(worker.id, trail.number, served=_computed(trail.status), reported=reported is not None)
         if reported is not None:
             self.tracking.reported(trail, reported)
             if alike:
@@ -194,8 +180,9 @@ class Routing:
         if outcome is Outcome.COMPLETE and trail.status == 200:
             self._acted(attempt.job, worker, tail)
         self.tracking.outcomes[worker.name, outcome] += 1
-        self._judge_engine(trail, outcome)
-        if not outcome.retried:
+        if self.breakers.known or outcome is not Outcome.COMPLETE or not _computed(trail.status):
+            self._judge_engine(trail, outcome)
+        if self.access_log is not None and not outcome.retried:
             self._log(attempt, tail)
         if outcome is Outcome.UNREACHABLE:
             self._membership.report_unreachable(worker.endpoint)
@@ -264,7 +251,8 @@ class Routing:
         asked = serving[0]
         if not asked.ready:
             asked = next((worker for worker in serving if worker.ready), asked)
-        found = self.agreements.paused(request) or self._tokens.ask(request, asked.endpoint)
+        paused = None if request.shape is None else self.agreements.paused(request)
+        found = paused or self._tokens.ask(request, asked.endpoint)
         if isinstance(found, Tokenized):
             return self._attempt(self._job(head, request, found))
         return self._route_text(head, request, found)
@@ -303,16 +291,17 @@ class Routing:
                 path=path,
                 adapter=openai.adapter_of(body) if path in CHANGES_MODELS else (None, None),
                 authorize=head.header(b"authorization") is None,
-                **self._for_log(head),
+                trace_id=None if self.access_log is None else trace_id(head),
+                key=None if self.access_log is None else key_name(head),
             )
         )
 
-    def _for_log(self, head: RequestHead) -> Logged:
-        """What is kept of a request's head for the access log."""
-        return {"trace_id": trace_id(head), "key": key_name(head)} if self.access_log is not None else {}
-
     def _job(self, head: RequestHead, request: RoutingRequest, found: Tokenized) -> Job:
-        found, made = self.agreements.believed(request, found)
+        config, made = self.router.config, None
+        if request.shape is not None:
+            found, made = self.agreements.believed(request, found)
+        session = head.header(config.session_header.encode())
+        policy = head.header(b"routing-strategy") if config.overrides else None
         pick = PickRequest(
             model=request.model,
             token_ids=found.token_ids,
@@ -324,7 +313,9 @@ class Routing:
             streamed=request.stream,
             rank=_rank(head),
             priority=request.priority,
-            **self._hints(head),
+            session=None if session is None else session.decode("latin-1"),
+            policy=None if policy is None else policy.decode("latin-1"),
+            pinned=self._pinned(head) if config.overrides else None,
         )
         return Job(
             pick=pick,
@@ -335,39 +326,26 @@ class Routing:
             full_report=request.full_report,
             plain=request.n == 1 and request.prompts == 1,
             authorize=head.header(b"authorization") is None,
-            **self._for_log(head),
+            trace_id=None if self.access_log is None else trace_id(head),
+            key=None if self.access_log is None else key_name(head),
         )
-
-    def _hints(self, head: RequestHead) -> Hints:
-        """What the client's headers ask of the decision."""
-        config, hints = self.router.config, Hints()
-        if (session := head.header(config.session_header.encode())) is not None:
-            hints["session"] = session.decode("latin-1")
-        if config.overrides:
-            if (policy := head.header(b"routing-strategy")) is not None:
-                hints["policy"] = policy.decode("latin-1")
-            if (pinned := self._pinned(head)) is not None:
-                hints["pinned"] = pinned
-        return hints
 
     def _attempt(self, job: Job) -> Attempt:
         decision = self._pick(job.pick)
         decision.settle(CANDIDATES_KEPT_MAX)  # at once: the memory is warm for the next
         worker = decision.worker.id
-        self.breakers.sent(decision.worker.endpoint, decision.at)
-        trail = Trail(
-            request_id=job.request_id,
-            decision=decision,
-            no_tokens_reason=job.no_tokens_reason,
-            number=next(self._numbers),
-            removed_before=self.removed_blocks(worker),
-        )
+        if self.breakers.known:
+            self.breakers.sent(decision.worker.endpoint, decision.at)
+        trail = Trail(job.request_id, decision, job.no_tokens_reason)
+        if job.pick.token_ids is not None:
+            trail.removed_before = self.removed_blocks(worker)
         self.tracking.decided(trail)
         if job.full_report:
             self.router.full_reports.began(worker)
-        if job.path in PREFIX_ROUTED:
+        if job.path in PREFIX_ROUTED and self.trusts.counts_for(worker):
+            trail.number = next(self._numbers)
             self.trusts.began(worker, trail.number, _bounds(job, decision))
-        return Attempt(self, job, trail, self._headers(job, decision))
+        return Attempt(self, job, trail, decision.worker.endpoint, *self._headers(job, decision))
 
     def _pick(self, pick: PickRequest) -> Decision:
         fleet, now = self._membership.fleet, self._clock()

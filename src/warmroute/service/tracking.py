@@ -6,9 +6,10 @@ is, whatever the end was; and it leaves a trail: counters for metrics, and the l
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from itertools import islice
+from collections import Counter, defaultdict, deque
 from typing import Protocol
+
+import msgspec
 
 from warmroute.errors import ClientError, NoWorkerError
 from warmroute.service.ports import Headers, Outcome
@@ -23,29 +24,30 @@ class Tracking:
     """Counters over all requests, and the last decisions."""
 
     def __init__(self) -> None:
-        self.decisions: Counter[tuple[str, str]] = Counter()
+        # No Counters: those are counted up by way of Python.
+        self.decisions: defaultdict[tuple[str, str], int] = defaultdict(int)
         """(worker name, reason) -> decisions."""
-        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.outcomes: defaultdict[tuple[str, str], int] = defaultdict(int)
         """(worker name, outcome) -> ended attempts."""
-        self.no_tokens: Counter[str] = Counter()
+        self.no_tokens: defaultdict[str, int] = defaultdict(int)
         """Why requests were routed without token ids -> requests."""
-        self.prompt_tokens: Counter[str] = Counter()
+        self.prompt_tokens: defaultdict[str, int] = defaultdict(int)
         """Worker name -> prompt tokens sent there."""
-        self.predicted_tokens: Counter[str] = Counter()
+        self.predicted_tokens: defaultdict[str, int] = defaultdict(int)
         """Worker name -> prompt tokens predicted to be cached there."""
-        self.reported_tokens: Counter[str] = Counter()
+        self.reported_tokens: defaultdict[str, int] = defaultdict(int)
         """Worker name -> prompt tokens that its engine reported as cached."""
-        self.predictions: Counter[tuple[str, str]] = Counter()
+        self.predictions: defaultdict[tuple[str, str], int] = defaultdict(int)
         """(worker name, `exact`, `high` or `low`) -> predictions that could be compared with the engine's report."""
         self.retries = 0
         self.avoided_in_vain = 0
         """Requests for which nobody was left but workers that were better left alone."""
         self.refused: Counter[int] = Counter()
         """HTTP status -> requests that were read well and that nobody was to serve."""
-        self._trails: OrderedDict[str, Trail] = OrderedDict()
+        self._trails: deque[Trail] = deque(maxlen=DECISIONS_KEPT_MAX)
 
     def decided(self, trail: Trail) -> None:
-        """A decision was made; a retry of the same request takes its place."""
+        """A decision was made."""
         decision, name = trail.decision, trail.decision.worker.name
         self.decisions[name, decision.reason] += 1
         if trail.no_tokens_reason is not None:
@@ -53,10 +55,7 @@ class Tracking:
         else:
             self.prompt_tokens[name] += decision.prompt_tokens
             self.predicted_tokens[name] += decision.overlap_tokens
-        self._trails.pop(trail.request_id, None)
-        self._trails[trail.request_id] = trail
-        while len(self._trails) > DECISIONS_KEPT_MAX:
-            self._trails.popitem(last=False)
+        self._trails.append(trail)
 
     def reported(self, trail: Trail, tokens: int) -> None:
         """The engine says how many prompt tokens it took from its cache."""
@@ -72,19 +71,25 @@ class Tracking:
         self.refused[error.status if isinstance(error, ClientError) else 503] += 1
 
     def trail(self, request_id: str) -> Trail | None:
-        """What is known of a request, if it is among the last ones."""
-        return self._trails.get(request_id)
+        """What is known of a request, if it is among the last ones; of one that was tried again, its last attempt."""
+        return next((trail for trail in reversed(self._trails) if trail.request_id == request_id), None)
 
     def last(self, number: int) -> list[Trail]:
-        """The last decisions, the newest first."""
-        return list(islice(reversed(self._trails.values()), number))
+        """The decisions on the last requests, the newest first."""
+        found: dict[str, Trail] = {}
+        for trail in reversed(self._trails):
+            if len(found) >= number:
+                break
+            found.setdefault(trail.request_id, trail)
+        return list(found.values())
 
     def forget_worker(self, name: str) -> None:
         """A worker left: its series end, so that a thousand rollouts leave no thousand series."""
         for counter in (self.decisions, self.outcomes, self.predictions):
             for key in [key for key in counter if key[0] == name]:
                 del counter[key]
-        del self.prompt_tokens[name], self.predicted_tokens[name], self.reported_tokens[name]
+        for tokens in (self.prompt_tokens, self.predicted_tokens, self.reported_tokens):
+            tokens.pop(name, None)
 
 
 class Tracker(Protocol):
@@ -94,27 +99,22 @@ class Tracker(Protocol):
         """The first byte of the answer's body came."""
         ...
 
-    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
+    def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes, status: int | None) -> None:
         """The attempt ended; called once."""
         ...
 
 
-class Attempt:
+class Attempt(msgspec.Struct, eq=False, gc=False):
     """One try to have one request served by one worker: the Dispatch that the data plane holds."""
 
-    __slots__ = ("_tracker", "ended", "job", "request_headers", "response_headers", "trail")
-
-    def __init__(self, tracker: Tracker, job: Job, trail: Trail, headers: tuple[Headers, Headers]) -> None:
-        self._tracker = tracker
-        self.job = job
-        self.trail = trail
-        self.request_headers, self.response_headers = headers
-        self.ended = False
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where to send it."""
-        return self.trail.decision.worker.endpoint
+    tracker: Tracker
+    job: Job
+    trail: Trail
+    endpoint: Endpoint
+    """Where to send it."""
+    request_headers: Headers
+    response_headers: Headers
+    ended: bool = False
 
     @property
     def retriable(self) -> bool:
@@ -123,10 +123,10 @@ class Attempt:
 
     def answering(self, status: int) -> None:
         """The first byte of the answer's body came."""
-        self._tracker.answering(self, status)
+        self.tracker.answering(self, status)
 
-    def finished(self, outcome: Outcome, tail: bytes = b"") -> None:
+    def finished(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         """The attempt is over. Only the first call counts."""
         if not self.ended:
             self.ended = True
-            self._tracker.finished(self, outcome, tail)
+            self.tracker.finished(self, outcome, tail, status)

@@ -36,7 +36,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     """False if an engine may have acted on it although no answer came (an admin request)."""
 
 
-class Trail(msgspec.Struct):
+class Trail(msgspec.Struct, gc=False):
     """One decision and what became of it."""
 
     request_id: str
@@ -45,7 +45,7 @@ class Trail(msgspec.Struct):
     outcome: Outcome | None = None
     status: int | None = None
     number: int = 0
-    """Of this attempt, unique."""
+    """Of this attempt, unique, if its engine's counters are to tell of it; else 0."""
     removed_before: int = 0
     """Blocks its worker had announced as removed when it was sent."""
     reported_tokens: int | None = None

@@ -115,6 +115,11 @@ class Trusts:
 
     # For engines that report nothing with an answer: their counters.
 
+    def counts_for(self, worker: WorkerId) -> bool:
+        """Whether the engine's counters will be held against what is predicted of the worker."""
+        own = self.workers.get(worker)
+        return own is not None and own.stream.state is not TrustState.BLIND
+
     def began(self, worker: WorkerId, number: int, bounds: Bounds) -> None:
         """A request was sent to the worker."""
         self.of(worker).counters.began(number, bounds)

@@ -30,10 +30,12 @@ class StaticDispatch:
             raise AssertionError(f"answering twice or after the end: {self.status}, {self.outcome}")
         self.status = status
 
-    def finished(self, outcome: Outcome, tail: bytes = b"") -> None:
+    def finished(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         """The attempt is over; fails if it was over already."""
         if self.outcome is not None:
             raise AssertionError(f"finished twice: {self.outcome}, {outcome}")
+        if status is not None:
+            self.answering(status)
         self.outcome = outcome
         self.tail = tail
 

@@ -2,7 +2,8 @@
 
 cost = queue + step + prefill + others + generations + evictions + memory - replication
 
-    queue        until the prefill queued ahead is expected to be done
+    queue        until the prefill queued ahead is expected to be done, or the step under way; and one step more if it
+                 is too late to be part of the next
     step         a step of the engine beside what runs there
     prefill      computing what the worker does not hold, at its own learned rate
     others       the delay of requests yet to come, which arrive while this prefill keeps the worker busy: the more of
@@ -37,6 +38,7 @@ from warmroute.config.tree import RoutingConfig
 from warmroute.core.hashing import NATIVE
 from warmroute.core.policies.contract import Candidates
 from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES
+from warmroute.core.steps import wait_s
 from warmroute.types import PrefixHash, WorkerId
 
 if NATIVE:
@@ -123,6 +125,7 @@ class LeastWork:
         weights = (
             c.now, float(c.prompt_tokens), steps, work, others, config.eviction_weight, mean_busy, self._cpu_loss,
             self._storage_loss, ROOMY_SHARE, config.memory_weight, credit_s, float(best), at, tokens,
+            c.reach_s,
         )
         # fmt: on
         weigh(weights, rows, c.belief, c.kv_tokens_max, costs)
@@ -135,6 +138,7 @@ class LeastWork:
         worth, paid = self._worth(c, memo.session), _paid(c, memo)
         prefill = [c.prefill_s(i, c.prompt_tokens - held) for i, held in enumerate(worth)]
         step = [c.fixed_s[i] + c.kv_tokens[i] * c.per_context_s[i] for i in range(n)]
+        step = [max(alone, least - s) for alone, least, s in zip(step, c.step_s, prefill, strict=True)]
         generations = [c.kv_tokens[i] * c.per_context_s[i] * self._config.decode_weight for i in range(n)]
         others = []
         for i, wait in enumerate(c.wait_s):
@@ -178,7 +182,8 @@ class LeastWork:
             return  # it waits for the prefix to be computed for the first time: a copy would take as long
         else:
             free, row = c.times[TIMES * winner], RATES * winner
-            wait = free - c.now if free > c.now else 0.0
+            # Who only waits for a step would do so wherever it is.
+            wait = free - c.now if free > c.now and c.counts[COUNTS * winner + 1] else 0.0
             load = wait + c.rates[row] + c.counts[COUNTS * winner + 3] * c.rates[row + 3]
             credit_s = self.memo.credit_s + (load - least_s) * self._config.replication_weight
         prefix = c.chain[best // c.block_size - 1]
@@ -236,9 +241,12 @@ def survey_in_python(
     """What `_native.survey` finds, and what judges it."""
     overlap, kv, free_at = held[0::HELD], counts[3::COUNTS], times[0::TIMES]
     best = max(overlap)
+    queued = [waiting and free > now for waiting, free in zip(counts[1::COUNTS], free_at, strict=True)]
     loads = [
-        (free - now if free > now else 0.0) + fixed + in_use * per_context
-        for free, fixed, in_use, per_context in zip(free_at, rates[0::RATES], kv, rates[3::RATES], strict=True)
+        (free - now if waits else 0.0) + fixed + in_use * per_context
+        for waits, free, fixed, in_use, per_context in zip(
+            queued, free_at, rates[0::RATES], kv, rates[3::RATES], strict=True
+        )
     ]
     busy = reduce(add, times[1::TIMES], 0.0)  # sum() is more exact in some versions
     return best, overlap.index(best), sum(overlap), busy, min(free_at), min(loads)
@@ -252,16 +260,19 @@ def weigh_in_python(
     `weights`: as in `LeastWork.costs`.
     """
     now, prompt, steps, work, others, evictions, mean_busy, *more = weights
-    cpu_loss, storage_loss, roomy, memory, credit_s, best, session_at, session_tokens = more
+    cpu_loss, storage_loss, roomy, memory, credit_s, best, session_at, session_tokens, reach = more
     held, counts, times, rates = rows
     for i, believed in enumerate(belief):
         overlap, cpu, storage, _ = held[HELD * i : HELD * i + HELD]
-        fixed, per_token, per_pair, per_context = rates[RATES * i : RATES * i + RATES]
+        fixed, per_token, per_pair, per_context, step = rates[RATES * i : RATES * i + RATES]
         (free, busy), kv = times[TIMES * i : TIMES * i + TIMES], counts[COUNTS * i + 3]
         worth = (overlap - cpu * cpu_loss - storage * storage_loss) * believed
         uncached = prompt - (session_tokens if i == session_at else worth)
-        wait = (free - now if free > now else 0.0) + fixed + kv * per_context * steps
-        s = uncached * (per_token + (prompt - uncached / 2) * per_pair) - min(credit_s, (best - overlap) * per_token)
+        step = step if counts[COUNTS * i] else 0.0
+        s = uncached * (per_token + (prompt - uncached / 2) * per_pair)
+        alike = max(0.0, step - fixed - kv * per_context - s)
+        wait = wait_s(free - now, step, reach) + fixed + kv * per_context * steps + alike
+        s -= min(credit_s, (best - overlap) * per_token)
         delayed = others * (wait + s / 2) / (1.0 - min(busy, BUSY_MAX))
         cost = wait + s + s * (work + evictions * busy / (busy + mean_busy) + delayed)
         over = kv + prompt - roomy * kv_tokens_max[i]

@@ -1,8 +1,9 @@
 """One client's connection: requests in, one at a time and in order, answers out.
 
-Invariant: bytes are parsed strictly and by one parser; what is ambiguous is refused and the connection closed, so an
-engine never sees a message that somebody in between could have read in another way. At most one exchange runs; a
-pipelined request waits, and nothing more is read meanwhile.
+Invariant: bytes are parsed strictly; what is ambiguous is refused and the connection closed, so an engine never sees a
+message that somebody in between could have read in another way. Of each message one reader takes all: `plain`, if the
+head is whole and such that it could not be refused, else the parser. At most one exchange runs; a pipelined request
+waits, and nothing more is read meanwhile.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import httptools
 from warmroute.config.tree import GatewayConfig
 from warmroute.edge.http.exchange import Exchange, Plane, Request
 from warmroute.edge.http.head import CONTINUE, error_reply, reply_bytes
+from warmroute.edge.http.plain import read_request
 from warmroute.errors import ClientError
-from warmroute.service.ports import Guard, Headers, Reply, RequestHead
+from warmroute.service.ports import Headers, Reply, RequestHead
 
 _WRITE_BUFFER_BYTES_HIGH = 64 * 1024
 """With so much unsent, the engine's stream is paused."""
@@ -71,13 +73,16 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing", "_body", "_body_bytes", "_closing", "_config", "_continue_owed", "_headers", "_http11",
-        "_in_body", "_keep_alive", "_last", "_method", "_names", "_parser", "_pending", "_plane", "_request",
-        "_resumed_framing", "_server", "_target", "_unread_bytes", "deadline", "exchange", "paused", "transport",
+        "_in_body", "_keep_alive", "_last", "_method", "_missing_bytes", "_names", "_parser", "_parsing", "_pending",
+        "_plain", "_plane", "_request", "_resumed_framing", "_server", "_target", "_unread_bytes", "deadline",
+        "exchange", "paused", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
     _request: Request
     """The last request that was begun."""
+    _plain: Request
+    """The request that lacks `_missing_bytes` of its body."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -92,6 +97,10 @@ class ClientConnection(asyncio.Protocol):
         self._closing = False
         self._last = False
         """Whether the connection's last request was read: what follows is ignored."""
+        self._parsing = False
+        """Whether a message is under way in the parser."""
+        self._missing_bytes = 0
+        """Of the body of a plain request."""
         self._unread_bytes = 0
         """Bytes since the last progress of a message: what bounds heads, trailers and chunk extensions."""
         self._reset_message()
@@ -151,15 +160,49 @@ class ClientConnection(asyncio.Protocol):
             return  # lingering: the refusal must not be lost to a reset for unread bytes
         if self._in_body or not self._target:
             self.deadline = self._server.now + self._config.head_timeout_s
-        self._unread_bytes += len(data)
-        refusal = self._feed(data)
-        if refusal is not None:
-            self._count(refusal)
-            self._pending.append(refusal)
+        if not self._parsing and not self._last:
+            data = self._take_plain(data)
+        if data:
+            self._unread_bytes += len(data)
+            refusal = self._feed(data)
+            if refusal is not None:
+                self._refuse_next(refusal)
         if self._pending:
             self._advance()
             if self._pending:
                 self.transport.pause_reading()
+
+    def _take_plain(self, data: bytes) -> bytes:
+        """Take the requests whose heads are plain, up to one that is not: what is left is for the parser."""
+        config = self._config
+        while data:
+            if self._missing_bytes:
+                request, end = self._plain, self._missing_bytes
+                self._body.append(data[:end])
+                self._missing_bytes = max(0, end - len(data))
+                if self._missing_bytes:
+                    break
+                request.body = b"".join(self._body)
+                self._reset_message()
+            else:
+                plain = read_request(data)
+                if plain is None or plain.length > config.max_body_bytes or plain.end > config.max_head_bytes:
+                    return data
+                read = cast("RequestHead", plain)  # it has all of one that is looked at
+                try:
+                    head = read if self._plane.guard is None else self._guarded(read)
+                except _Refused as refused:
+                    self._refuse_next(refused.reply)
+                    break
+                end = plain.end + plain.length
+                request = Request(head, data[plain.end : end], True, True, plain if head is read else None)
+                if len(data) < end:
+                    self._plain, self._missing_bytes = request, end - len(data)
+                    self._target, self._in_body, self._body = plain.target, True, [request.body]
+                    break
+            self._pend(request)
+            data = data[end:]
+        return b""
 
     def _feed(self, data: bytes) -> Reply | None:
         """What is to be answered if `data` must be refused."""
@@ -194,6 +237,10 @@ class ClientConnection(asyncio.Protocol):
 
     # The parser's callbacks
 
+    def on_message_begin(self) -> None:
+        """The first byte of a message."""
+        self._parsing = True
+
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
         self._target += url
@@ -218,7 +265,7 @@ class ClientConnection(asyncio.Protocol):
             if size > self._config.max_head_bytes:
                 raise _Refused(431, f"The request's head is larger than {self._config.max_head_bytes} bytes.")
         if self._plane.guard is not None:
-            self._headers = list(self._guarded(self._plane.guard, method).headers)
+            self._headers = list(self._guarded(RequestHead(method, self._target, tuple(self._headers))).headers)
         self._names = names = [name.lower() for name, _ in self._headers]
         checked = [(name, self._headers[at][1]) for at, name in enumerate(names) if name in _CHECKED]
         if len(checked) != 2 or checked[0][0] != b"host" or checked[1][0] != b"content-length":
@@ -230,9 +277,10 @@ class ClientConnection(asyncio.Protocol):
         self._in_body = True
         self._unread_bytes = 0
 
-    def _guarded(self, guard: Guard, method: bytes) -> RequestHead:
+    def _guarded(self, head: RequestHead) -> RequestHead:
+        guard = self._plane.guard
         try:
-            return guard.admit(RequestHead(method, self._target, tuple(self._headers)))
+            return head if guard is None else guard.admit(head)
         except ClientError as error:
             raise _Refused(error.status, error.message, error.code) from None
 
@@ -282,13 +330,21 @@ class ClientConnection(asyncio.Protocol):
         body = self._body
         whole = body[0] if len(body) == 1 else b"".join(body)
         head = RequestHead(self._method, self._target, tuple(self._headers), self._names)
-        self._pending.append(Request(head, whole, self._keep_alive, self._http11))
+        self._pend(Request(head, whole, self._keep_alive, self._http11))
         self._last = not self._keep_alive
-        self._plane.counts.requests += 1
-        self._unread_bytes = 0
+        self._parsing = False
         self._reset_message()
 
     # One exchange after the other
+
+    def _pend(self, request: Request) -> None:
+        self._pending.append(request)
+        self._plane.counts.requests += 1
+        self._unread_bytes = 0
+
+    def _refuse_next(self, refusal: Reply) -> None:
+        self._count(refusal)
+        self._pending.append(refusal)
 
     def _advance(self) -> None:
         if self._advancing:

@@ -27,8 +27,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol, cast
 
+import msgspec
+
 from warmroute.config.tree import GatewayConfig
-from warmroute.edge.http.body import Body, body_of
+from warmroute.edge.http.body import Body, ChunkedBody, LengthBody, body_of
 from warmroute.edge.http.counts import Counts
 from warmroute.edge.http.head import (
     Framing,
@@ -38,6 +40,7 @@ from warmroute.edge.http.head import (
     request_bytes,
     response_bytes,
 )
+from warmroute.edge.http.plain import PlainHead, Relayed, relay_answer
 from warmroute.edge.http.upstream import EngineConnection, EnginePool
 from warmroute.errors import ClientError, EngineError, LimitError, NoWorkerError
 from warmroute.service.ports import Dispatch, GatewayService, Guard, Headers, Outcome, Reply, RequestHead
@@ -54,11 +57,12 @@ _TAIL_BYTES = 4096
 _COPY_BYTES_MAX = 32 * 1024
 """Up to here, copying a body behind its head is cheaper than a second write."""
 
+_NO_ROOM = int(HTTPStatus.SERVICE_UNAVAILABLE)
+
 _SIZED = frozenset({Framing.LENGTH, Framing.NONE})
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One request, read to its end."""
 
     head: RequestHead
@@ -67,6 +71,8 @@ class Request:
     keep_alive: bool
     http11: bool
     """Whether the client understands chunked answers."""
+    plain: PlainHead | None = None
+    """The head, if it is plain."""
 
 
 class RefusalLog(Protocol):
@@ -173,11 +179,17 @@ class Exchange:
         if self._gone:  # while the service was deciding
             self._finish(Outcome.CLIENT_GONE)
         else:
-            self._attempt(self._plane.pool.take(verdict.endpoint))
+            engine = self._plane.pool.take(verdict.endpoint)
+            if engine is None:
+                self._connect()
+            else:
+                self.connected(engine)
 
-    def _service_failed(self, error: BaseException, *, logged: bool = False) -> None:
-        """Answer with what the error is; `logged`: the access log has the request already."""
-        request_id = self._request.head.header(b"x-request-id") or secrets.token_hex(8).encode()
+    def _service_failed(self, error: BaseException, tried: Dispatch | None = None) -> None:
+        """Answer with what the error is; `tried`: where it was sent before, under the id that its decision has."""
+        given = None if tried is None else dict(tried.response_headers).get(b"x-request-id")
+        request_id = given or self._request.head.header(b"x-request-id") or secrets.token_hex(8).encode()
+        logged = tried is not None and isinstance(error, NoWorkerError)
         headers: Headers = ((b"x-request-id", request_id),)
         code: str | None
         param: str | None = None
@@ -206,11 +218,8 @@ class Exchange:
 
     # Attempting
 
-    def _attempt(self, engine: EngineConnection | None) -> None:
-        if engine is None:
-            self._waiting = self._plane.pool.connect(self._dispatch.endpoint, self)
-        else:
-            self.connected(engine)
+    def _connect(self) -> None:
+        self._waiting = self._plane.pool.connect(self._dispatch.endpoint, self)
 
     def connected(self, engine: EngineConnection) -> None:
         """There is a connection to the engine, a fresh one that was asked for or a reused one."""
@@ -218,14 +227,17 @@ class Exchange:
         self._engine, self._engaged = engine, True
         engine.attach(self, self._on_head)
         self._seen_pieces = -1
-        body = self._request.body
-        head = request_bytes(
-            self._request.head, body, engine.endpoint.authority.encode(), self._dispatch.request_headers
-        )
-        if len(body) <= _COPY_BYTES_MAX:
-            engine.transport.write(head + body)
+        request, authority, headers = self._request, engine.authority, self._dispatch.request_headers
+        body = request.body
+        copied = len(body) <= _COPY_BYTES_MAX
+        if request.plain is not None:
+            message = request.plain.message(authority, headers, body if copied else b"")
         else:
-            engine.transport.write(head)
+            message = request_bytes(request.head, body, authority, headers)
+            if copied:
+                message += body
+        engine.transport.write(message)
+        if not copied:
             engine.transport.write(body)
 
     def connect_failed(self, reason: str) -> None:
@@ -238,12 +250,12 @@ class Exchange:
         self._engaged = False
         if self._buffer is None and self._engine.reused and self._dispatch.retriable:
             self._plane.counts.stale_connections += 1
-            self._attempt(None)
+            self._connect()
         elif self._buffer is None:
             self._plane.counts.unanswered += 1
             self._unreachable("closed the connection without an answer")
         elif clean and (self._answered or self._held is not None) and self._body.ends_by_close:
-            self._send_head()
+            self._client.transport.write(self._begun())
             self._complete(b"".join(self._tail))
         elif self._held is not None and self._dispatched:
             self._plane.counts.unanswered += 1
@@ -258,7 +270,7 @@ class Exchange:
         try:
             again = self._plane.service.retry(dispatch)
         except Exception as error:
-            self._service_failed(error, logged=isinstance(error, NoWorkerError))
+            self._service_failed(error, dispatch)
             return
         if again is None:
             message = f"Engine {dispatch.endpoint.authority} cannot be reached: {reason}. No byte of an answer came."
@@ -269,6 +281,13 @@ class Exchange:
     # The answer
 
     def _on_head(self, data: bytes) -> None:
+        request = self._request
+        if self._buffer is None and request.http11 and request.head.method != b"HEAD":
+            self._close = not request.keep_alive or self._plane.draining
+            answer = relay_answer(data, self._dispatch.response_headers, self._close)
+            if answer is not None and answer[0] != _NO_ROOM:
+                self._relay(answer, data)
+                return
         data = self._buffer + data if self._buffer else data
         while True:
             end = data.find(b"\r\n\r\n") + 4
@@ -278,7 +297,7 @@ class Exchange:
                     self._engine_fault("malformed_head", "its head has no end")
                 return
             try:
-                head = parse_response_head(data[:end], self._request.head.method)
+                head = parse_response_head(data[:end], request.head.method)
             except EngineError as error:
                 self._engine_fault("malformed_head", str(error))
                 return
@@ -290,7 +309,7 @@ class Exchange:
 
     def _begin(self, head: ResponseHead, data: bytes) -> None:
         """The head is there: hold it until the body begins, and take that as its framing wants it."""
-        if head.status == HTTPStatus.SERVICE_UNAVAILABLE and self._goes_elsewhere(head, data):
+        if head.status == _NO_ROOM and self._goes_elsewhere(head, data):
             return
         http11, framing, transport = self._request.http11, head.framing, self._client.transport
         chunked = framing is Framing.CHUNKED
@@ -298,13 +317,25 @@ class Exchange:
         self._close = self._endless or not self._request.keep_alive or self._plane.draining
         self._engine_reusable = head.keep_alive
         out = response_bytes(head, self._dispatch.response_headers, chunked=chunked and http11, close=self._close)
-        if len(data) == head.length and framing in _SIZED:  # nearly every answer that is no stream
+        if len(data) == head.length and framing in _SIZED:
             transport.write(out + data)
-            self._answering(head.status)
-            self._complete(data[-_TAIL_BYTES:])
-            return
-        self._status, self._held = head.status, out
-        self._body = body_of(framing, head.length, chunks=http11)
+            self._complete(data[-_TAIL_BYTES:], head.status)
+        else:
+            self._hold(head.status, out, body_of(framing, head.length, chunks=http11), data)
+
+    def _relay(self, answer: Relayed, data: bytes) -> None:
+        """What `_begin` does, for a plain answer: as nearly all are."""
+        status, length, end, out = answer
+        self._buffer = b""
+        self._endless, self._engine_reusable = False, True
+        if length == len(data) - end:
+            self._client.transport.write(out)
+            self._complete(data[max(end, len(data) - _TAIL_BYTES) :], status)
+        else:
+            self._hold(status, out, ChunkedBody() if length < 0 else LengthBody(length), data[end:])
+
+    def _hold(self, status: int, out: bytes, body: Body, data: bytes) -> None:
+        self._status, self._held, self._body = status, out, body
         self._tail: deque[bytes] = deque(maxlen=_TAIL_PIECES)
         self._engine.receive = self._on_first_byte
         if data:
@@ -337,7 +368,6 @@ class Exchange:
 
     def _on_first_byte(self, data: bytes) -> None:
         self._answering(self._status)
-        self._send_head()
         self._engine.receive = self._on_body
         self._on_body(data)
 
@@ -350,21 +380,22 @@ class Exchange:
             self._plane.counts.service_failures += 1
             self._log_failure(error, b"at its first byte")
 
-    def _send_head(self) -> None:
-        if self._held is not None:
-            self._client.transport.write(self._held)
-            self._held, self._answered = None, True
-            self._request.body = b""  # it will not be sent again, and a stream may last for minutes
+    def _begun(self) -> bytes:
+        """The head that was held back, which is about to be sent; empty if it was sent before."""
+        held, self._held, self._answered = self._held or b"", None, True
+        self._request.body = b""  # it will not be sent again, and a stream may last for minutes
+        return held
 
     def _on_body(self, data: bytes) -> None:
         body = self._body
         try:
             data = body.take(data)
         except EngineError as error:
+            self._client.transport.write(self._begun())
             self._engine_fault("malformed_body", str(error))
             return
         self._pieces += 1
-        self._client.transport.write(data)
+        self._client.transport.write(data if self._held is None else self._begun() + data)
         self._tail.append(data if len(data) <= _TAIL_BYTES else data[-_TAIL_BYTES:])
         if body.ended:
             if body.excess:
@@ -386,14 +417,15 @@ class Exchange:
 
     # Ends
 
-    def _complete(self, tail: bytes) -> None:
+    def _complete(self, tail: bytes, status: int | None = None) -> None:
+        """The answer is over; `status`: it came all at once."""
         if self._engaged:
             self._engaged = False
             if self._engine_reusable:
                 self._engine.release()
             else:
                 self._engine.abort()
-        self._finish(Outcome.COMPLETE, tail)
+        self._finish(Outcome.COMPLETE, tail, status)
         self._client.finished(close=self._close)
 
     def _engine_fault(self, reason: str, message: str, status: int = 502) -> None:
@@ -439,12 +471,12 @@ class Exchange:
             self._engaged = False
             self._engine.abort()
 
-    def _finish(self, outcome: Outcome, tail: bytes = b"") -> None:
+    def _finish(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         if not self._dispatched:
             return
         self._dispatched = False
         try:
-            self._dispatch.finished(outcome, tail)
+            self._dispatch.finished(outcome, tail, status)
         except Exception as error:
             self._plane.counts.service_failures += 1
             self._log_failure(error, f"with outcome {outcome.value}".encode())

@@ -47,11 +47,12 @@ class EngineUser(Protocol):
 class EngineConnection(asyncio.Protocol):
     """One connection to one engine."""
 
-    __slots__ = ("_paused", "_pool", "endpoint", "idle_since", "receive", "reused", "transport", "user")
+    __slots__ = ("_paused", "_pool", "authority", "endpoint", "idle_since", "receive", "reused", "transport", "user")
 
     def __init__(self, pool: EnginePool, endpoint: Endpoint) -> None:
         self._pool = pool
         self.endpoint = endpoint
+        self.authority = endpoint.authority.encode()
         self.user: EngineUser | None = None
         self.receive: Callable[[bytes], None] = self._unasked
         """Takes the bytes that come: the state of the exchange that owns this connection."""
@@ -102,11 +103,13 @@ class EngineConnection(asyncio.Protocol):
 
     def release(self) -> None:
         """The exchange is over and the connection may serve another one."""
-        self._detach()
-        self.resume_reading()
-        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+        transport = self.transport
+        if self._paused:
+            self.resume_reading()
+        if transport.is_closing() or transport.get_write_buffer_size():
             self.abort()  # an answer before the request was written whole: the rest must not become the next request
         else:
+            self._detach()
             self._pool.put(self)
 
     def abort(self) -> None:
@@ -138,7 +141,7 @@ class EnginePool:
         self._tls = tls
         self.connect_timeout_s = connect_timeout_s
         self._counts = counts
-        self._idle: dict[Endpoint, list[EngineConnection]] = {}
+        self._idle: dict[str, list[EngineConnection]] = {}  # by URL: an endpoint's own hash is computed in Python
         self._tasks: set[asyncio.Task[None]] = set()
         self.now = 0.0
         """Coarse time in seconds, set by every sweep."""
@@ -148,7 +151,7 @@ class EnginePool:
 
     def take(self, endpoint: Endpoint) -> EngineConnection | None:
         """The idle connection to an engine that was used last, or None."""
-        idle = self._idle.get(endpoint)
+        idle = self._idle.get(endpoint.url)
         while idle:
             engine = idle.pop()
             if not engine.transport.is_closing():
@@ -159,14 +162,14 @@ class EnginePool:
     def put(self, engine: EngineConnection) -> None:
         """Keep for the next request."""
         engine.idle_since = self.now
-        idle = self._idle.get(engine.endpoint)
+        idle = self._idle.get(engine.endpoint.url)
         if idle is None:
-            idle = self._idle[engine.endpoint] = []
+            idle = self._idle[engine.endpoint.url] = []
         idle.append(engine)
 
     def discard(self, engine: EngineConnection) -> None:
         """Forget a connection that ended; it need not be known here."""
-        idle = self._idle.get(engine.endpoint, [])
+        idle = self._idle.get(engine.endpoint.url, [])
         if engine in idle:
             idle.remove(engine)
 
@@ -201,15 +204,15 @@ class EnginePool:
     def sweep(self, now: float) -> None:
         """Close what has been idle for too long. The oldest are first: last in, first out."""
         self.now = now
-        for endpoint, idle in list(self._idle.items()):
+        for url, idle in list(self._idle.items()):
             kept = [engine for engine in idle if now - engine.idle_since < IDLE_MAX_S]
             for engine in idle:
                 if now - engine.idle_since >= IDLE_MAX_S:
                     engine.abort()
             if kept:
-                self._idle[endpoint] = kept
+                self._idle[url] = kept
             else:
-                del self._idle[endpoint]
+                del self._idle[url]
 
     async def close(self) -> None:
         """Close all idle connections and give up those being made."""
