@@ -80,7 +80,7 @@ def measure(workers: int, policy: str, picks: int, clock: Callable[[], float], k
                 event = BlockStored(
                     block_hashes=tuple(range(n * 1000, n * 1000 + BLOCKS)),
                     parent=None,
-                    token_ids=tuple(prompt),
+                    token_ids=prompt,
                     block_size=BLOCK,
                 )
                 router.index.apply(worker, [event])

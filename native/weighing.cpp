@@ -19,7 +19,7 @@ namespace warmroute {
 namespace {
 
 constexpr double busy_max = 0.95;
-constexpr Py_ssize_t n_weights = 14;
+constexpr Py_ssize_t n_weights = 16;
 
 // Rows of `width` numbers, as an array of counts or of doubles holds them.
 template <class Number, Py_ssize_t width = 1>
@@ -49,7 +49,7 @@ class Rows {
 using Held = Rows<const std::int64_t, 4>;
 using Counts = Rows<const std::int64_t, 4>;
 using Times = Rows<const double, 2>;
-using Rates = Rows<const double, 4>;
+using Rates = Rows<const double, 5>;
 using Column = Rows<const double>;
 using Prefixes = Rows<const std::uint64_t>;
 
@@ -57,7 +57,11 @@ void must(bool fits) {
     if (!fits) throw nb::value_error("rows of unequal numbers");
 }
 
-double wait_s(const double* time, double now) noexcept { return time[0] > now ? time[0] - now : 0.0; }
+// core/steps.py
+double wait_s(double due, double step, double reach) noexcept {
+    if (due < reach) due += step;
+    return due > 0.0 ? due : 0.0;
+}
 
 nb::object survey(double now, nb::handle held_rows, nb::handle count_rows, nb::handle time_rows, nb::handle rate_rows) {
     const Held held(held_rows);
@@ -74,38 +78,41 @@ nb::object survey(double now, nb::handle held_rows, nb::handle count_rows, nb::h
         sum += held[i][0];
         busy += times[i][1];
         free_at = std::min(free_at, times[i][0]);
-        const double load = wait_s(times[i], now) + rates[i][0] + static_cast<double>(counts[i][3]) * rates[i][3];
+        const double queued = counts[i][1] != 0 && times[i][0] > now ? times[i][0] - now : 0.0;
+        const double load = queued + rates[i][0] + static_cast<double>(counts[i][3]) * rates[i][3];
         if (i == 0 || load < least) least = load;
     }
     return nb::make_tuple(held[holder][0], holder, sum, busy, free_at, least);
 }
 
 void weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::handle room_column, nb::handle cost_column) {
-    if (nb::len(weights) != n_weights || nb::len(rows) != 4) throw nb::value_error("fourteen weights, four kinds of rows");
+    if (nb::len(weights) != n_weights || nb::len(rows) != 4) throw nb::value_error("sixteen weights, four kinds of rows");
     double w[n_weights];
     for (Py_ssize_t i = 0; i < n_weights; ++i) w[i] = nb::cast<double>(weights[i]);
-    const auto [now, prompt, steps, work, others, evictions, mean_busy, cpu_loss, storage_loss, memory, credit, best,
-                session_at, session_tokens] = w;
+    const auto [now, prompt, steps, work, others, evictions, mean_busy, cpu_loss, storage_loss, roomy, memory, credit, best,
+                session_at, session_tokens, reach] = w;
     const Held held(rows[0]);
     const Counts counts(rows[1]);
     const Times times(rows[2]);
     const Rates rates(rows[3]);
-    const Column belief(belief_column), rooms(room_column);
+    const Column belief(belief_column), room(room_column);
     const Rows<double> costs(cost_column);
     const Py_ssize_t n = held.size(), at = static_cast<Py_ssize_t>(session_at);
     must(counts.size() == n && times.size() == n && rates.size() == n);
-    must(belief.size() == n && rooms.size() == n && costs.size() == n);
+    must(belief.size() == n && room.size() == n && costs.size() == n);
     for (Py_ssize_t i = 0; i < n; ++i) {
         const double fixed = rates[i][0], per_token = rates[i][1], per_pair = rates[i][2], per_context = rates[i][3];
         const auto overlap = static_cast<double>(held[i][0]), kv = static_cast<double>(counts[i][3]), b = times[i][1];
         const double lost = static_cast<double>(held[i][1]) * cpu_loss, later = static_cast<double>(held[i][2]) * storage_loss;
         const double uncached = prompt - (i == at ? session_tokens : (overlap - lost - later) * *belief[i]);
-        const double wait = wait_s(times[i], now) + fixed + kv * per_context * steps;
-        const double paid = (best - overlap) * per_token;
-        const double s = uncached * (per_token + (prompt - uncached / 2) * per_pair) - (paid < credit ? paid : credit);
+        const double step = counts[i][0] != 0 ? rates[i][4] : 0.0;
+        const double prefill = uncached * (per_token + (prompt - uncached / 2) * per_pair);
+        const double alike = std::max(0.0, step - fixed - kv * per_context - prefill);
+        const double wait = wait_s(times[i][0] - now, step, reach) + fixed + kv * per_context * steps + alike;
+        const double paid = (best - overlap) * per_token, s = prefill - (paid < credit ? paid : credit);
         const double delayed = others * (wait + s / 2) / (1.0 - (b < busy_max ? b : busy_max));
         const double cost = wait + s + s * (work + evictions * b / (b + mean_busy) + delayed);
-        const double over = kv + prompt - *rooms[i];
+        const double over = kv + prompt - roomy * *room[i];
         *costs[i] = over > 0.0 ? cost + memory * per_token * over : cost;
     }
 }
@@ -287,24 +294,96 @@ void add_booked(nb::handle count_rows, nb::handle time_rows, nb::handle more_cou
     const Py_ssize_t n = counts.size();
     must(times.size() == n && own_counts.size() >= n && own_times.size() >= n);
     for (Py_ssize_t i = 0; i < n; ++i) {
-        for (int column = 0; column < 4; ++column) counts[i][column] += own_counts[i][column];
         const double a = own_times[i][0], b = times[i][0];
-        times[i][0] = b > now ? (now > a ? now : a) + b - now : a;
+        const bool both = own_counts[i][1] != 0 && counts[i][1] != 0;
+        times[i][0] = both ? (b > now ? (now > a ? now : a) + b - now : a) : std::max(a, b);
         times[i][1] = own_times[i][1] + times[i][1];
+        for (int column = 0; column < 4; ++column) counts[i][column] += own_counts[i][column];
     }
+}
+
+// Rows of the page: key, four counts, two times, two sums that no decision reads.
+void add_part(nb::handle count_rows, nb::handle time_rows, nb::handle page_rows, nb::handle order_column, double now) {
+    const Rows<std::int64_t, 4> counts(count_rows);
+    const Rows<double, 2> times(time_rows);
+    const Rows<const double, 9> page(page_rows);
+    const Rows<const std::int64_t> order(order_column);
+    must(counts.size() == order.size() && times.size() == order.size());
+    for (Py_ssize_t place = 0; place < order.size(); ++place) {
+        const std::int64_t row = *order[place];
+        if (row < 0) continue;
+        must(row < page.size());
+        const double* const there = page[row];
+        for (int column = 0; column < 4; ++column) counts[place][column] += static_cast<std::int64_t>(there[1 + column]);
+        double* const time = times[place];
+        if (there[5] > now) time[0] = (now > time[0] ? now : time[0]) + there[5] - now;
+        time[1] += there[6];
+    }
+}
+
+// -- core/rates.py: see fit_in_python
+
+constexpr double fleet_memory = 0.998, lean_observations = 5.0, configured_observations = 0.25, least_share = 0.01;
+constexpr Py_ssize_t plane_numbers = 26;
+
+struct Plane {
+    double products[4][4], means[4], coefficients[4], n, seconds;
+};
+static_assert(sizeof(Plane) == plane_numbers * sizeof(double));
+
+struct Features {
+    double of[4];
+    explicit Features(nb::tuple numbers) {
+        if (nb::len(numbers) != 4) throw nb::value_error("four features");
+        for (Py_ssize_t i = 0; i < 4; ++i) of[i] = nb::cast<double>(numbers[i]);
+    }
+};
+
+double product(const double* a, const double* b) noexcept { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]; }
+
+nb::object fit(nb::handle state, nb::tuple began_numbers, nb::tuple feature_numbers, double seconds) {
+    const Rows<double, plane_numbers> rows(state);
+    must(rows.size() == 1);
+    Plane plane;
+    std::memcpy(&plane, rows[0], sizeof plane);
+    const Features began(began_numbers), features(feature_numbers);
+    plane.n = plane.n * fleet_memory + 1.0;
+    plane.seconds = plane.seconds * fleet_memory + seconds;
+    for (int i = 0; i < 4; ++i) {
+        plane.means[i] = plane.means[i] * fleet_memory + features.of[i] * seconds;
+        for (int j = 0; j < 4; ++j) plane.products[i][j] = plane.products[i][j] * fleet_memory + features.of[i] * features.of[j];
+    }
+    const double n = plane.n, began_s = product(began.of, plane.products[0]);
+    const double height = (plane.seconds + configured_observations * began_s / n) / (began_s * (1.0 + configured_observations / n));
+    const double lean = lean_observations / n;
+    double* const c = plane.coefficients;
+    for (int round = 0; round < 2; ++round) {
+        for (int i = 0; i < 4; ++i) {
+            const double* const row = plane.products[i];
+            const double rest = plane.means[i] - product(row, c) + row[i] * c[i];
+            const double least = began.of[i] * height, weight = row[i] * (1.0 + lean);
+            const double found = weight != 0.0 ? (rest + lean * row[i] * least) / weight : least;
+            const double floor = least * least_share;
+            c[i] = weight != 0.0 ? (found > floor ? found : floor) : least;
+        }
+    }
+    std::memcpy(rows[0], &plane, sizeof plane);
+    return nb::make_tuple(c[0], c[1], c[2], c[3]);
 }
 
 }  // namespace
 
 void bind_weighing(nb::module_& module) {
     module.def("survey", &survey, nb::arg("now"), nb::arg("held"), nb::arg("counts"), nb::arg("times"), nb::arg("rates"));
-    module.def("weigh", &weigh, nb::arg("weights"), nb::arg("rows"), nb::arg("belief"), nb::arg("rooms"), nb::arg("costs"));
+    module.def("weigh", &weigh, nb::arg("weights"), nb::arg("rows"), nb::arg("belief"), nb::arg("kv_tokens_max"), nb::arg("costs"));
     module.def("lowest", &lowest, nb::arg("costs"), nb::arg("counts"), nb::arg("turn"));
     module.def("confirm", &confirm, nb::arg("held"), nb::arg("positions"), nb::arg("matched"), nb::arg("block_size"));
     module.def("extend", &extend, nb::arg("held"), nb::arg("prefixes"), nb::arg("positions"), nb::arg("met"), nb::arg("size"),
                nb::arg("now"));
     module.def("cheapest", &cheapest, nb::arg("costs"), nb::arg("count"));
     module.def("gather", &gather, nb::arg("numbers"), nb::arg("width"), nb::arg("places"), nb::arg("taken"));
+    module.def("add_part", &add_part, nb::arg("counts"), nb::arg("times"), nb::arg("rows"), nb::arg("order"), nb::arg("now"));
+    module.def("fit", &fit, nb::arg("state"), nb::arg("began"), nb::arg("features"), nb::arg("seconds"));
     module.def("add_booked", &add_booked, nb::arg("counts"), nb::arg("times"), nb::arg("more_counts"), nb::arg("more_times"),
                nb::arg("now"));
 }

@@ -111,8 +111,8 @@ def survey(
 def weigh(
     weights: tuple[float, ...],
     rows: tuple[array[int], array[int], array[float], array[float]],
-    belief: Sequence[float],
-    rooms: Sequence[float],
+    belief: array[float],
+    kv_tokens_max: array[float],
     costs: array[float],
 ) -> None: ...
 def lowest(costs: array[float], counts: array[int], turn: int) -> tuple[int, int]: ...
@@ -125,6 +125,9 @@ def confirm(
 def gather(numbers: array[Any], width: int, places: Sequence[int], taken: array[Any]) -> None: ...
 def add_booked(
     counts: array[int], times: array[float], more_counts: array[int], more_times: array[float], now: float
+) -> None: ...
+def add_part(
+    counts: array[int], times: array[float], rows: memoryview[float], order: array[int], now: float
 ) -> None: ...
 
 # What core.speculation does in Python with the claims that it has met.
@@ -162,3 +165,11 @@ def read_request(data: bytes) -> PlainHead | None: ...
 # Status, length or -1 if the body is chunked, where the head ends, the head to send on and, if it is all there, the
 # body; None if it is for Python to judge.
 def relay_answer(data: bytes, headers: Headers, close: bool) -> tuple[int, int, int, bytes] | None: ...
+
+# What core.rates.fit_in_python gives.
+def fit(
+    state: array[float],
+    began: tuple[float, float, float, float],
+    features: tuple[float, float, float, float],
+    seconds: float,
+) -> tuple[float, float, float, float]: ...

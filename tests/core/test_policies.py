@@ -52,6 +52,7 @@ def candidates(
         "session": None,
         "priority": 0,
         "belief": array("d", [1.0] * n),
+        "kv_tokens_max": array("d", [inf] * n),
         "requests_per_s": 1.0,
     }
     columns = {"overlap_tokens": overlap or zeros, "requests": requests}
@@ -306,7 +307,7 @@ def rows_of(fleet: list[tuple[Any, ...]]) -> RowsOfAll:
     return held, counts, side_by_side("d", *columns[8:10]), side_by_side("d", *columns[10:14])
 
 
-@given(st.tuples(*[numbers] * 12, st.integers(-1, 20), numbers), fleets, st.booleans())
+@given(st.tuples(*[numbers] * 13, st.integers(-1, 20), numbers), fleets, st.booleans())
 def test_the_native_weighing_gives_what_the_reference_gives(
     weights: tuple[float, ...], fleet: list[tuple[Any, ...]], roomy: bool
 ) -> None:
@@ -326,12 +327,12 @@ def test_the_native_survey_finds_what_the_reference_finds(now: float, fleet: lis
 
 @pytest.mark.skipif(not NATIVE, reason="the native core is not built")
 def test_the_native_weighing_refuses_what_it_cannot_read() -> None:
-    one, weights = array("d", [1.0]), (1.0,) * 14
+    one, weights = array("d", [1.0]), (1.0,) * 15
     rows = rows_of([(1,) * 8 + (1.0,) * 8])
     weigh(weights, rows, one, one, array("d", [0.0]))
     two, counted = array("d", [1.0, 2.0]), array("q", [1])
     for asked in (
-        (weights[:13], rows, one, one, array("d", [0.0])),
+        (weights[:14], rows, one, one, array("d", [0.0])),
         (weights, rows[:3], one, one, array("d", [0.0])),
         (weights, (*rows[1:], rows[0]), one, one, array("d", [0.0])),
         (weights, (rows[0][:3], *rows[1:]), one, one, array("d", [0.0])),
@@ -394,10 +395,9 @@ def test_what_is_only_being_computed_binds_nobody() -> None:
 
 def test_what_does_not_fit_costs() -> None:
     policy = ours(decode_weight=0.0)
-    full, empty = (Worker(WorkerId(i), Endpoint("a", i + 1), kv_tokens_max=1000) for i in range(2))
     asked = candidates([0, 0], kv_tokens=[900, 100])
     assert winners(policy, asked) == {0, 1}, "nobody says how much room there is"
-    assert winners(policy, msgspec.structs.replace(asked, workers=(full, empty))) == {1}
+    assert winners(policy, msgspec.structs.replace(asked, kv_tokens_max=array("d", [1000.0, 1000.0]))) == {1}
 
 
 def test_a_hot_prefix_gets_another_holder_when_queueing_for_it_has_cost_as_much() -> None:

@@ -22,6 +22,8 @@ from warmroute.core.sharing import (
     Sharing,
     add_booked,
     add_booked_in_python,
+    add_part,
+    add_part_in_python,
     clear_part,
     page_bytes,
 )
@@ -204,4 +206,22 @@ def test_adding_natively_gives_what_the_reference_gives(rows: list[tuple[Any, ..
     for add in (add_booked, add_booked_in_python):
         added.append((theirs_q[:], theirs_d[:]))
         add(*added[-1], ours_q, ours_d, now)
+    assert added[0] == added[1]
+
+
+part_rows = st.lists(st.tuples(*[times] * 9), max_size=8)
+
+
+@given(part_rows, st.lists(st.tuples(st.integers(-1, 7), counts, times), max_size=12), times)
+def test_a_part_is_added_natively_as_the_reference_adds_it(
+    rows: list[tuple[float, ...]], places: list[tuple[int, int, float]], now: float
+) -> None:
+    page = memoryview(array("d", [number for row in rows for number in row]))
+    order = array("q", [row if row < len(rows) else -1 for row, _, _ in places])
+    summed_q = array("q", [n for _, count, _ in places for n in (count, 0, 1, 2)])
+    summed_d = array("d", [t for _, _, time in places for t in (time, 0.5)])
+    added = []
+    for add in (add_part, add_part_in_python):
+        added.append((summed_q[:], summed_d[:]))
+        add(*added[-1], page, order, now)
     assert added[0] == added[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import TypeVar
 
 from warmroute.core.hashing import NATIVE
@@ -24,7 +25,7 @@ N = TypeVar("N", int, float)
 class Lanes:
     """The workers of one fleet that could serve one model: what of them does not change from request to request."""
 
-    __slots__ = ("_first", "_slots", "belief", "nothing", "positions", "weights", "workers")
+    __slots__ = ("_first", "_slots", "belief", "kv_tokens_max", "nothing", "positions", "weights", "workers")
 
     def __init__(self, workers: tuple[Worker, ...], load: LoadTable, degraded_belief: float) -> None:
         self.workers = workers
@@ -36,6 +37,7 @@ class Lanes:
         self.nothing = array("q", bytes(BYTES * HELD * len(workers)))
         """What they hold of a prompt of which nobody holds anything: to be copied, not changed."""
         self.belief = array("d", [_belief(w.trust, degraded_belief) for w in workers])
+        self.kv_tokens_max = array("d", [worker.kv_tokens_max or inf for worker in workers])
         weights = [w.weight for w in workers]
         self.weights = None if all(weight == 1.0 for weight in weights) else weights
 

@@ -12,8 +12,9 @@ are added at dispatch, time passing takes them away, and every first byte says h
     booked       |--- A ---|-- B --|---- C ----|      first byte of A at t: C will be done at t + B + C
                            ^ t                 ^ free_at
 
-First and last bytes also say when a step ended, and that the next began: who comes right then waits for all of it,
-though nothing is queued. Without this, requests would be drawn to each worker at the worst moment, when its load falls.
+The pieces of answers also say when a step ended, and that the next began: who comes right then waits for all of it,
+though nothing is queued (`steps.py`). Without this, requests would be drawn to each worker at the worst moment, when
+its load falls. Where there are no streams, first and last bytes must do.
 
 Where several processes serve together, the table publishes its sums and adds what the others publish (`sharing.py`).
 
@@ -32,13 +33,12 @@ import msgspec
 from warmroute.core.rates import RateTable, pairs
 from warmroute.core.rows import COUNTS, TIMES, Rows
 from warmroute.core.sharing import Booked, Sharing, key_of, together
+from warmroute.core.steps import SAME_STEP_S, Steps, wait_s
 from warmroute.types import LeaseId, Worker, WorkerId
 
 RECENT_S = 20.0
 """Time constant of what `of late` means: some queues long, and short beside the swings of a day."""
 NOTHING = (0.0, 0.0)
-SAME_STEP_S = 0.002
-"""First bytes that come closer together than this are of one step: no engine's steps are shorter."""
 STEP_SHARE = 2 / 3
 """Of a step as it was learned, which has in it half of the one that a request finds under way, on average."""
 
@@ -53,7 +53,7 @@ class Lease(msgspec.Struct, eq=False, gc=False):
     uncached_tokens: int
     """Prompt tokens the worker must compute for it, as estimated at dispatch."""
     at: float
-    """When it was dispatched."""
+    """When it was dispatched or, where that is known, when the step was due that it could be part of."""
     mark: float
     """Seconds of prefill ever booked on the worker, this one's included."""
     observable: bool
@@ -62,6 +62,10 @@ class Lease(msgspec.Struct, eq=False, gc=False):
     """Tokens and pairs that other processes had ever seen computed there."""
     prefilling: bool = True
     open: bool = True
+    due_s: float | None = None
+    """How long after the dispatch a step was due, where nothing but generations ran."""
+    begun: int = 0
+    """Steps that its worker had been seen to begin before it."""
 
 
 class Load:
@@ -98,6 +102,7 @@ class LoadTable:
     def __init__(self, rates: RateTable | None = None, sharing: Sharing | None = None) -> None:
         self.rates = rates or RateTable()
         self.sharing = sharing
+        self.steps = Steps()
         self._counts = Rows[int]("q", COUNTS)
         self._times = Rows[float]("d", TIMES)
         self.requests: memoryview[int]
@@ -155,6 +160,7 @@ class LoadTable:
                 if self.sharing is not None:
                     self.sharing.name(slot, 0.0)
             self.rates.start(slot)
+            self.steps.start(slot)
             self._slots[worker] = slot
         return slot
 
@@ -192,18 +198,24 @@ class LoadTable:
         self._last_lease += 1
         slot = self.slot(worker)
         seconds = self.rates.prefill_s(slot, prompt_tokens, uncached_tokens)
-        if not self.prefilling[slot]:  # those behind it share its steps
+        due_s, step_s = self.free_at[slot] - now, self.rates.generation_s[slot] if self.requests[slot] else 0.0
+        wait = wait_s(due_s, step_s, self.steps.reach_s)
+        alone = not self.prefilling[slot]
+        if alone:  # those behind it share its steps
             seconds += self.rates.fixed_s[slot] + self.rates.per_context_s[slot] * self.kv_tokens[slot]
+            seconds = max(seconds, step_s)
         self.requests[slot] += 1
         self.prefilling[slot] += 1
         self.prefill_tokens[slot] += uncached_tokens
         self.kv_tokens[slot] += prompt_tokens
-        self.free_at[slot] = free_at = max(self.free_at[slot], now) + seconds
+        self.free_at[slot] = free_at = now + wait + seconds
         self.busy[slot] += seconds / RECENT_S
         self.requests_per_s += 1.0 / RECENT_S
         self._booked_s[slot] = mark = self._booked_s[slot] + seconds
         number = LeaseId(self._last_lease)
         lease = Lease(number, worker, slot, prompt_tokens, uncached_tokens, now, mark, prefill_observable)
+        if alone and step_s and due_s > 0.0:
+            lease.at, lease.due_s, lease.begun = now + wait, due_s, self.steps.begun[slot]
         if not prefill_observable:
             heapq.heappush(self._unobserved, (free_at, number, lease))
         if self.sharing is not None:
@@ -215,7 +227,15 @@ class LoadTable:
         """The lease's first byte of body came: it is decoding now. No-op when that is known already."""
         if not (lease.open and lease.prefilling):
             return
-        slot = lease.slot
+        slot, steps = lease.slot, self.steps
+        if lease.observable:
+            begun = steps.begun[slot] - lease.begun
+            if now < steps.same_until[slot]:
+                begun -= 1  # of the very step that brought this byte, another one has told
+            else:
+                steps.begin(slot, now, self.rates.generation_s, None)
+            if lease.due_s is not None:
+                steps.learn(lease.due_s, begun, self.rates.generation_s[slot])
         self._begin_decoding(lease)
         if lease.observable:
             self._observe(lease, now)
@@ -226,6 +246,17 @@ class LoadTable:
             self.free_at[slot] = now + self._generation_s(slot)
         if lease.observable:
             self._publish(slot)  # else its end follows at once
+
+    def stepped(self, lease: Lease, now: float) -> None:
+        """A further piece of the lease's answer came: a step of its worker is over, and the next has begun."""
+        slot = lease.slot
+        if now < self.steps.same_until[slot] or not lease.open:
+            return
+        generating = not self.prefilling[slot]
+        self.steps.begin(slot, now, self.rates.generation_s, self._generation_s(slot) if generating else None)
+        if generating:
+            self.free_at[slot] = now + self._generation_s(slot)
+            self._publish(slot)
 
     def release(self, lease: Lease, now: float) -> None:
         """Close the lease, however it ended. No-op when it is closed already."""
@@ -288,12 +319,15 @@ class LoadTable:
 
     def _generation_s(self, slot: int) -> float:
         """Seconds that a step takes in which nothing but generations run."""
+        if seen := self.rates.generation_s[slot]:
+            return seen
         return STEP_SHARE * self.rates.step_s(slot, (1.0, 0.0, 0.0, float(self.kv_tokens[slot])))
 
     def _observe(self, lease: Lease, now: float) -> None:
         """Learn from a first byte. Those that come together are one step's."""
         slot = lease.slot
-        took = now - max(lease.at, self._progress_at[slot])
+        since = now - self._progress_at[slot]
+        took = min(since, now - lease.at)
         tokens, context = lease.uncached_tokens, self.kv_tokens[slot]
         pairs_ = pairs(lease.prompt_tokens, lease.uncached_tokens)
         if self.sharing is not None:
@@ -301,14 +335,15 @@ class LoadTable:
             tokens, pairs_ = tokens + more_tokens, pairs_ + more_pairs
             context += self.sharing.kv_tokens(slot)
         self._progress_at[slot] = now
-        if took < SAME_STEP_S:
+        if since < SAME_STEP_S:
             self._step_tokens[slot] += tokens
             self._step_pairs[slot] += pairs_
             return
         if self._step_s[slot]:
             features = 1.0, float(self._step_tokens[slot]), self._step_pairs[slot], float(self._step_context[slot])
             self.rates.observe(slot, features, self._step_s[slot])
-        self._step_tokens[slot], self._step_pairs[slot], self._step_s[slot] = tokens, pairs_, took
+        self._step_tokens[slot], self._step_pairs[slot] = tokens, pairs_
+        self._step_s[slot] = took if took > SAME_STEP_S else 0.0  # it came before its step was due: nobody knows when
         self._step_context[slot] = context
 
     def _others_progress(self, lease: Lease) -> tuple[int, float]:

@@ -6,7 +6,7 @@ thousand objects to look at and to keep; as rows they are memory: copied at once
     held    overlap, in host memory, in storage, claimed      tokens, of one request
     counts  requests, prefilling, prefill tokens, kv tokens   what is in flight
     times   free at, busy                                     seconds, a share
-    rates   fixed, per token, per pair, per context           seconds
+    rates   fixed, per token, per pair, per context, a step   seconds
 
 Invariant: what is in a row's column is of one kind for good; whoever has copied rows has them for himself.
 """
@@ -26,7 +26,7 @@ if NATIVE:
 HELD: Final = 4
 COUNTS: Final = 4
 TIMES: Final = 2
-RATES: Final = 4
+RATES: Final = 5
 """How many columns they have."""
 BYTES: Final = 8
 """Of each number: a count ("q") or a double ("d")."""

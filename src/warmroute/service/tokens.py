@@ -68,7 +68,7 @@ class Tokens:
         local: Tokenizer | None = None,
         remote: Tokenizer | None = None,
     ) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts: defaultdict[str, int] = defaultdict(int)
         self.latency_s: defaultdict[str, float] = defaultdict(float)
         self.verdicts: dict[str, Verdict] = {}
         """By base model."""

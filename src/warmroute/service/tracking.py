@@ -6,7 +6,7 @@ is, whatever the end was; and it leaves a trail: counters for metrics, and the l
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from typing import Protocol
 
 import msgspec
@@ -24,19 +24,20 @@ class Tracking:
     """Counters over all requests, and the last decisions."""
 
     def __init__(self) -> None:
-        self.decisions: Counter[tuple[str, str]] = Counter()
+        # No Counters: those are counted up by way of Python.
+        self.decisions: defaultdict[tuple[str, str], int] = defaultdict(int)
         """(worker name, reason) -> decisions."""
-        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.outcomes: defaultdict[tuple[str, str], int] = defaultdict(int)
         """(worker name, outcome) -> ended attempts."""
-        self.no_tokens: Counter[str] = Counter()
+        self.no_tokens: defaultdict[str, int] = defaultdict(int)
         """Why requests were routed without token ids -> requests."""
-        self.prompt_tokens: Counter[str] = Counter()
+        self.prompt_tokens: defaultdict[str, int] = defaultdict(int)
         """Worker name -> prompt tokens sent there."""
-        self.predicted_tokens: Counter[str] = Counter()
+        self.predicted_tokens: defaultdict[str, int] = defaultdict(int)
         """Worker name -> prompt tokens predicted to be cached there."""
-        self.reported_tokens: Counter[str] = Counter()
+        self.reported_tokens: defaultdict[str, int] = defaultdict(int)
         """Worker name -> prompt tokens that its engine reported as cached."""
-        self.predictions: Counter[tuple[str, str]] = Counter()
+        self.predictions: defaultdict[tuple[str, str], int] = defaultdict(int)
         """(worker name, `exact`, `high` or `low`) -> predictions that could be compared with the engine's report."""
         self.retries = 0
         self.avoided_in_vain = 0
@@ -87,7 +88,8 @@ class Tracking:
         for counter in (self.decisions, self.outcomes, self.predictions):
             for key in [key for key in counter if key[0] == name]:
                 del counter[key]
-        del self.prompt_tokens[name], self.predicted_tokens[name], self.reported_tokens[name]
+        for tokens in (self.prompt_tokens, self.predicted_tokens, self.reported_tokens):
+            tokens.pop(name, None)
 
 
 class Tracker(Protocol):

@@ -16,6 +16,7 @@ import msgspec
 
 from warmroute.core.dice import Dice
 from warmroute.core.rows import COUNTS, HELD, RATES, TIMES, gather
+from warmroute.core.steps import wait_s
 from warmroute.types import PrefixHash, TokenIds, Worker
 
 
@@ -44,10 +45,14 @@ class Candidates(msgspec.Struct, dict=True, kw_only=True):
     priority: int
     """As vLLM has it: the lower, the earlier; 0 if nothing is said."""
 
-    belief: Sequence[float]
-    """How far the worker's view may be believed: 1 in sync, less if it is known to be incomplete."""
+    belief: array[float]
+    """How far the worker's view may be believed: 1 in sync, less if it is known to be incomplete. Not to be changed."""
+    kv_tokens_max: array[float]
+    """Room of the worker's GPU cache, in tokens; infinite if it is not known. Not to be changed."""
     requests_per_s: float
     """Requests of late, all workers together."""
+    reach_s: float = 0.0
+    """How long before a step begins a request must be sent to be part of it, learned from answers."""
 
     held: array[int]
     counts: array[int]
@@ -97,7 +102,7 @@ class Candidates(msgspec.Struct, dict=True, kw_only=True):
 
     @cached_property
     def free_at(self) -> list[float]:
-        """When the prefill queued ahead is expected to be done; in the past if nothing is queued."""
+        """When the prefill queued ahead is expected to be done, or else the step under way; in the past: nothing is."""
         return self.times[0::TIMES].tolist()
 
     @cached_property
@@ -125,6 +130,11 @@ class Candidates(msgspec.Struct, dict=True, kw_only=True):
         """Seconds there per token that running requests hold (`kv_tokens`), learned from its answers."""
         return self.rates[3::RATES].tolist()
 
+    @cached_property
+    def step_s(self) -> list[float]:
+        """Seconds that its steps take while nothing but generations run; 0 if that is not known, or nothing runs."""
+        return [step if requests else 0.0 for step, requests in zip(self.rates[4::RATES], self.requests, strict=True)]
+
     @property
     def decoding(self) -> list[int]:
         """Requests that are generating."""
@@ -138,17 +148,18 @@ class Candidates(msgspec.Struct, dict=True, kw_only=True):
 
     @property
     def wait_s(self) -> list[float]:
-        """Seconds until the prefill queued ahead is expected to be done."""
-        now = self.now
-        return [at - now if at > now else 0.0 for at in self.free_at]
+        """Seconds until a step is expected to begin that this request can be part of."""
+        now, reach = self.now, self.reach_s
+        return [wait_s(free - now, step, reach) for free, step in zip(self.free_at, self.step_s, strict=True)]
 
     def first_token_s(self, i: int) -> float:
         """Seconds from now until this request's first token is expected of candidate `i`."""
-        free_at, now = self.times[TIMES * i], self.now
-        wait = free_at - now if free_at > now else 0.0
         rates, row = self.rates, RATES * i
+        step_s = rates[row + 4] if self.counts[COUNTS * i] else 0.0
+        wait = wait_s(self.times[TIMES * i] - self.now, step_s, self.reach_s)
         step = rates[row] + rates[row + 3] * self.counts[COUNTS * i + 3]
-        return wait + step + self.prefill_s(i, self.prompt_tokens - self.held[HELD * i])
+        first = step + self.prefill_s(i, self.prompt_tokens - self.held[HELD * i])
+        return wait + (first if first > step_s else step_s)  # no step with a prefill is shorter than one without
 
     def prefill_s(self, i: int, tokens: float) -> float:
         """Seconds that candidate `i` is expected to compute the last so many tokens of the prompt."""
@@ -160,7 +171,8 @@ class Candidates(msgspec.Struct, dict=True, kw_only=True):
         return msgspec.structs.replace(
             self,
             workers=tuple(self.workers[i] for i in kept),
-            belief=[self.belief[i] for i in kept],
+            belief=gather(self.belief, 1, kept),
+            kv_tokens_max=gather(self.kv_tokens_max, 1, kept),
             held=gather(self.held, HELD, kept),
             counts=gather(self.counts, COUNTS, kept),
             times=gather(self.times, TIMES, kept),

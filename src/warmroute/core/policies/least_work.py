@@ -2,7 +2,8 @@
 
 cost = queue + step + prefill + others + generations + evictions + memory - replication
 
-    queue        until the prefill queued ahead is expected to be done
+    queue        until the prefill queued ahead is expected to be done, or the step under way; and one step more if it
+                 is too late to be part of the next
     step         a step of the engine beside what runs there
     prefill      computing what the worker does not hold, at its own learned rate
     others       the delay of requests yet to come, which arrive while this prefill keeps the worker busy: the more of
@@ -28,7 +29,6 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import reduce
-from math import inf
 from operator import add
 from typing import ClassVar, Final, TypeAlias
 
@@ -38,7 +38,8 @@ from warmroute.config.tree import RoutingConfig
 from warmroute.core.hashing import NATIVE
 from warmroute.core.policies.contract import Candidates
 from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES
-from warmroute.types import PrefixHash, Worker, WorkerId
+from warmroute.core.steps import wait_s
+from warmroute.types import PrefixHash, WorkerId
 
 if NATIVE:
     from warmroute import _native
@@ -98,17 +99,10 @@ class LeastWork:
         self._bound = 0.5
         self._seen: Survey = (0, 0, 0, 0.0, 0.0, 0.0)
         """At the last costs."""
-        self._known: tuple[Worker, ...] = ()
-        """The workers that what follows is of."""
-        self._places: dict[WorkerId, int] = {}
-        self._rooms = array("d")
-        """Tokens that may be in use by prompts, per worker, until memory costs."""
 
     def costs(self, candidates: Candidates) -> Sequence[float]:
         """Seconds."""
         c, config = candidates, self._config
-        if c.workers is not self._known:  # hardly ever: they are the same as long as the fleet is
-            self._meet(c.workers)
         n, rows = len(c.workers), (c.held, c.counts, c.times, c.rates)
         self._seen = best, _, _, busy, free_at, _ = survey(c.now, *rows)
         mean_busy = busy / n or 1.0
@@ -122,15 +116,19 @@ class LeastWork:
         session = self._session(c)
         credit_s = self._credit(c, best)
         self.memo = Memo(credit_s, best, others, mean_busy, work, session)
-        at, tokens = (NOWHERE, 0.0) if session is None else (self._places.get(session[0], NOWHERE), session[1])
+        at, tokens = NOWHERE, 0.0
+        if session is not None:
+            at = next((i for i, worker in enumerate(c.workers) if worker.id == session[0]), NOWHERE)
+            tokens = session[1]
         costs, steps = array("d", bytes(BYTES * n)), 1.0 + config.decode_weight
         # fmt: off
         weights = (
-            c.now, float(c.prompt_tokens), steps, work, others, config.eviction_weight, mean_busy,
-            self._cpu_loss, self._storage_loss, config.memory_weight, credit_s, float(best), at, tokens,
+            c.now, float(c.prompt_tokens), steps, work, others, config.eviction_weight, mean_busy, self._cpu_loss,
+            self._storage_loss, ROOMY_SHARE, config.memory_weight, credit_s, float(best), at, tokens,
+            c.reach_s,
         )
         # fmt: on
-        weigh(weights, rows, c.belief, self._rooms, costs)
+        weigh(weights, rows, c.belief, c.kv_tokens_max, costs)
         return costs
 
     def terms(self, candidates: Candidates, memo: Memo) -> dict[str, list[float]]:
@@ -140,6 +138,7 @@ class LeastWork:
         worth, paid = self._worth(c, memo.session), _paid(c, memo)
         prefill = [c.prefill_s(i, c.prompt_tokens - held) for i, held in enumerate(worth)]
         step = [c.fixed_s[i] + c.kv_tokens[i] * c.per_context_s[i] for i in range(n)]
+        step = [max(alone, least - s) for alone, least, s in zip(step, c.step_s, prefill, strict=True)]
         generations = [c.kv_tokens[i] * c.per_context_s[i] * self._config.decode_weight for i in range(n)]
         others = []
         for i, wait in enumerate(c.wait_s):
@@ -183,7 +182,8 @@ class LeastWork:
             return  # it waits for the prefix to be computed for the first time: a copy would take as long
         else:
             free, row = c.times[TIMES * winner], RATES * winner
-            wait = free - c.now if free > c.now else 0.0
+            # Who only waits for a step would do so wherever it is.
+            wait = free - c.now if free > c.now and c.counts[COUNTS * winner + 1] else 0.0
             load = wait + c.rates[row] + c.counts[COUNTS * winner + 3] * c.rates[row + 3]
             credit_s = self.memo.credit_s + (load - least_s) * self._config.replication_weight
         prefix = c.chain[best // c.block_size - 1]
@@ -201,15 +201,9 @@ class LeastWork:
 
     def _memory(self, c: Candidates) -> list[float]:
         prompt, weight = c.prompt_tokens, self._config.memory_weight
-        columns = zip(_rooms(c.workers), c.kv_tokens, c.per_token_s, strict=True)
-        return [
-            weight * per_token * over if (over := kv + prompt - room) > 0.0 else 0.0 for room, kv, per_token in columns
-        ]
-
-    def _meet(self, workers: tuple[Worker, ...]) -> None:
-        self._known = workers
-        self._places = {worker.id: i for i, worker in enumerate(workers)}
-        self._rooms = _rooms(workers)
+        columns = zip(c.kv_tokens_max, c.kv_tokens, c.per_token_s, strict=True)
+        over = [(kv + prompt - ROOMY_SHARE * room, per_token) for room, kv, per_token in columns]
+        return [weight * per_token * tokens if tokens > 0.0 else 0.0 for tokens, per_token in over]
 
     def _session(self, c: Candidates) -> tuple[WorkerId, float] | None:
         """Where a prompt whose tokens are not known has its beginning, most likely: where the session was last."""
@@ -230,11 +224,6 @@ class LeastWork:
         return [session[1] if worker.id == session[0] else held for worker, held in zip(c.workers, worth, strict=True)]
 
 
-def _rooms(workers: Sequence[Worker]) -> array[float]:
-    """Tokens that may be in use by prompts until memory costs: no end of them where an engine does not say."""
-    return array("d", [ROOMY_SHARE * worker.kv_tokens_max if worker.kv_tokens_max else inf for worker in workers])
-
-
 def _paid(c: Candidates, memo: Memo) -> list[float]:
     """How much of computing the longest prefix is paid for, per candidate."""
     credit_s, best = memo.credit_s, memo.best_tokens
@@ -252,35 +241,41 @@ def survey_in_python(
     """What `_native.survey` finds, and what judges it."""
     overlap, kv, free_at = held[0::HELD], counts[3::COUNTS], times[0::TIMES]
     best = max(overlap)
+    queued = [waiting and free > now for waiting, free in zip(counts[1::COUNTS], free_at, strict=True)]
     loads = [
-        (free - now if free > now else 0.0) + fixed + in_use * per_context
-        for free, fixed, in_use, per_context in zip(free_at, rates[0::RATES], kv, rates[3::RATES], strict=True)
+        (free - now if waits else 0.0) + fixed + in_use * per_context
+        for waits, free, fixed, in_use, per_context in zip(
+            queued, free_at, rates[0::RATES], kv, rates[3::RATES], strict=True
+        )
     ]
     busy = reduce(add, times[1::TIMES], 0.0)  # sum() is more exact in some versions
     return best, overlap.index(best), sum(overlap), busy, min(free_at), min(loads)
 
 
 def weigh_in_python(
-    weights: tuple[float, ...], rows: RowsOfAll, belief: Sequence[float], rooms: Sequence[float], costs: array[float]
+    weights: tuple[float, ...], rows: RowsOfAll, belief: array[float], kv_tokens_max: array[float], costs: array[float]
 ) -> None:
     """All terms summed up per candidate, put into `costs`: what `_native.weigh` does, and what judges it.
 
     `weights`: as in `LeastWork.costs`.
     """
     now, prompt, steps, work, others, evictions, mean_busy, *more = weights
-    cpu_loss, storage_loss, memory, credit_s, best, session_at, session_tokens = more
+    cpu_loss, storage_loss, roomy, memory, credit_s, best, session_at, session_tokens, reach = more
     held, counts, times, rates = rows
     for i, believed in enumerate(belief):
         overlap, cpu, storage, _ = held[HELD * i : HELD * i + HELD]
-        fixed, per_token, per_pair, per_context = rates[RATES * i : RATES * i + RATES]
+        fixed, per_token, per_pair, per_context, step = rates[RATES * i : RATES * i + RATES]
         (free, busy), kv = times[TIMES * i : TIMES * i + TIMES], counts[COUNTS * i + 3]
         worth = (overlap - cpu * cpu_loss - storage * storage_loss) * believed
         uncached = prompt - (session_tokens if i == session_at else worth)
-        wait = (free - now if free > now else 0.0) + fixed + kv * per_context * steps
-        s = uncached * (per_token + (prompt - uncached / 2) * per_pair) - min(credit_s, (best - overlap) * per_token)
+        step = step if counts[COUNTS * i] else 0.0
+        s = uncached * (per_token + (prompt - uncached / 2) * per_pair)
+        alike = max(0.0, step - fixed - kv * per_context - s)
+        wait = wait_s(free - now, step, reach) + fixed + kv * per_context * steps + alike
+        s -= min(credit_s, (best - overlap) * per_token)
         delayed = others * (wait + s / 2) / (1.0 - min(busy, BUSY_MAX))
         cost = wait + s + s * (work + evictions * busy / (busy + mean_busy) + delayed)
-        over = kv + prompt - rooms[i]
+        over = kv + prompt - roomy * kv_tokens_max[i]
         costs[i] = cost + (memory * per_token * over if over > 0.0 else 0.0)
 
 

@@ -57,6 +57,8 @@ _TAIL_BYTES = 4096
 _COPY_BYTES_MAX = 32 * 1024
 """Up to here, copying a body behind its head is cheaper than a second write."""
 
+_NO_ROOM = int(HTTPStatus.SERVICE_UNAVAILABLE)
+
 _SIZED = frozenset({Framing.LENGTH, Framing.NONE})
 
 
@@ -253,7 +255,7 @@ class Exchange:
             self._plane.counts.unanswered += 1
             self._unreachable("closed the connection without an answer")
         elif clean and (self._answered or self._held is not None) and self._body.ends_by_close:
-            self._send_head()
+            self._client.transport.write(self._begun())
             self._complete(b"".join(self._tail))
         elif self._held is not None and self._dispatched:
             self._plane.counts.unanswered += 1
@@ -279,9 +281,11 @@ class Exchange:
     # The answer
 
     def _on_head(self, data: bytes) -> None:
-        if self._request.plain is not None and self._buffer is None:
-            answer = relay_answer(data, self._dispatch.response_headers, self._plane.draining)
-            if answer is not None and answer[0] != HTTPStatus.SERVICE_UNAVAILABLE:
+        request = self._request
+        if self._buffer is None and request.http11 and request.head.method != b"HEAD":
+            self._close = not request.keep_alive or self._plane.draining
+            answer = relay_answer(data, self._dispatch.response_headers, self._close)
+            if answer is not None and answer[0] != _NO_ROOM:
                 self._relay(answer, data)
                 return
         data = self._buffer + data if self._buffer else data
@@ -293,7 +297,7 @@ class Exchange:
                     self._engine_fault("malformed_head", "its head has no end")
                 return
             try:
-                head = parse_response_head(data[:end], self._request.head.method)
+                head = parse_response_head(data[:end], request.head.method)
             except EngineError as error:
                 self._engine_fault("malformed_head", str(error))
                 return
@@ -305,7 +309,7 @@ class Exchange:
 
     def _begin(self, head: ResponseHead, data: bytes) -> None:
         """The head is there: hold it until the body begins, and take that as its framing wants it."""
-        if head.status == HTTPStatus.SERVICE_UNAVAILABLE and self._goes_elsewhere(head, data):
+        if head.status == _NO_ROOM and self._goes_elsewhere(head, data):
             return
         http11, framing, transport = self._request.http11, head.framing, self._client.transport
         chunked = framing is Framing.CHUNKED
@@ -320,10 +324,9 @@ class Exchange:
             self._hold(head.status, out, body_of(framing, head.length, chunks=http11), data)
 
     def _relay(self, answer: Relayed, data: bytes) -> None:
-        """What `_begin` does, for a plain answer to a plain request: as nearly all are."""
+        """What `_begin` does, for a plain answer: as nearly all are."""
         status, length, end, out = answer
         self._buffer = b""
-        self._close = self._plane.draining
         self._endless, self._engine_reusable = False, True
         if length == len(data) - end:
             self._client.transport.write(out)
@@ -365,7 +368,6 @@ class Exchange:
 
     def _on_first_byte(self, data: bytes) -> None:
         self._answering(self._status)
-        self._send_head()
         self._engine.receive = self._on_body
         self._on_body(data)
 
@@ -378,21 +380,22 @@ class Exchange:
             self._plane.counts.service_failures += 1
             self._log_failure(error, b"at its first byte")
 
-    def _send_head(self) -> None:
-        if self._held is not None:
-            self._client.transport.write(self._held)
-            self._held, self._answered = None, True
-            self._request.body = b""  # it will not be sent again, and a stream may last for minutes
+    def _begun(self) -> bytes:
+        """The head that was held back, which is about to be sent; empty if it was sent before."""
+        held, self._held, self._answered = self._held or b"", None, True
+        self._request.body = b""  # it will not be sent again, and a stream may last for minutes
+        return held
 
     def _on_body(self, data: bytes) -> None:
         body = self._body
         try:
             data = body.take(data)
         except EngineError as error:
+            self._client.transport.write(self._begun())
             self._engine_fault("malformed_body", str(error))
             return
         self._pieces += 1
-        self._client.transport.write(data)
+        self._client.transport.write(data if self._held is None else self._begun() + data)
         self._tail.append(data if len(data) <= _TAIL_BYTES else data[-_TAIL_BYTES:])
         if body.ended:
             if body.excess:

@@ -58,4 +58,4 @@ def _decline_answer(_data: bytes, _headers: Headers, _close: bool) -> Relayed | 
 read_request: Callable[[bytes], PlainHead | None] = _native.read_request if NATIVE else _decline
 """The head that the bytes begin with, if it is plain."""
 relay_answer: Callable[[bytes, Headers, bool], Relayed | None] = _native.relay_answer if NATIVE else _decline_answer
-"""A plain answer to a POST, for an HTTP/1.1 client: with headers set, and `Connection: close` if wanted."""
+"""A plain answer, but to a HEAD, for an HTTP/1.1 client: with headers set, and `Connection: close` if wanted."""
