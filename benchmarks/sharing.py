@@ -36,7 +36,7 @@ def serve(tables: list[LoadTable], workers: list[Worker], requests: int) -> floa
     for n in range(requests):
         table, worker = tables[n % len(tables)], workers[n % len(workers)]
         now = n * 1e-3
-        table.columns(now)
+        table.rows(now)
         lease = table.book(worker.id, 1000, 500, now, prefill_observable=True)
         table.prefilled(lease, now + 0.05)
         table.release(lease, now + 0.05)
@@ -75,7 +75,7 @@ def main() -> None:
     requests = options.parse_args().requests
     print(f"{'processes':>9} {'workers':>7} {'page us':>9} {'socket us':>9}")
     for processes in (2, 4, 8):
-        for size in (4, 16, 128):
+        for size in (4, 16, 128, 1000):
             alone = min(serve([LoadTable()], fleet(size), requests) for _ in range(3))
             page = min(page_us(processes, size, requests) for _ in range(3)) - alone
             sent = min(socket_us(processes, size, requests // 4) for _ in range(3))

@@ -20,7 +20,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 def build(folder: Path, *tools: str) -> Path:
     """Compile these C programs into `folder`."""
     for tool in tools:
-        subprocess.run(["gcc", "-O2", "-w", "-o", folder / tool, HERE / f"{tool}.c"], check=True)
+        subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", folder / tool, HERE / f"{tool}.c"], check=True)
     return folder
 
 

@@ -23,7 +23,8 @@ from floor import floor_s
 from warmroute.app.simulation.cluster import Cluster
 from warmroute.app.simulation.profiles import parse_profile
 from warmroute.app.simulation.scenario import Scenario, rate_for
-from warmroute.app.simulation.workloads import WORKLOADS, Trace
+from warmroute.app.simulation.trace import Trace
+from warmroute.app.simulation.workloads import WORKLOADS
 from warmroute.config.ranges import POLICIES
 from warmroute.config.tree import RoutingConfig
 

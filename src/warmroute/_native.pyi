@@ -1,10 +1,12 @@
 # The native core: hashing, decoding, the index, and heads of messages. Its callers are core.hashing, core.wire,
 # core.index, core.policies.least_work and edge.http.plain; results are those of the Python references.
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, final
 
 from warmroute.core.index.contract import ApplyReport, DumpEntry
+from warmroute.core.speculation import Claim
 from warmroute.core.wire.events import BlockRemoved, BlockStored, RejectedEvent
 from warmroute.service.ports import Headers
 from warmroute.types import BlockHash, PrefixHash, TokenIds, WorkerId
@@ -101,13 +103,45 @@ class Index:
     # Every contradiction inside, in words.
     def problems(self) -> list[str]: ...
 
-# What core.policies.least_work.weigh_in_python gives. Columns are lists of floats and ints.
+# What the functions `*_in_python` do, of core.policies.least_work, core.rows, core.lanes and core.sharing. Rows are
+# arrays of 64-bit counts ("q") or doubles ("d").
+def survey(
+    now: float, held: array[int], counts: array[int], times: array[float], rates: array[float]
+) -> tuple[int, int, int, float, float, float]: ...
 def weigh(
-    weights: tuple[float, float, float, float, float, float, float],
-    worth: Sequence[float],
-    paid: Sequence[float],
-    columns: tuple[Sequence[float], ...],
-) -> list[float]: ...
+    weights: tuple[float, ...],
+    rows: tuple[array[int], array[int], array[float], array[float]],
+    belief: array[float],
+    kv_tokens_max: array[float],
+    costs: array[float],
+) -> None: ...
+def lowest(costs: array[float], counts: array[int], turn: int) -> tuple[int, int]: ...
+def confirm(
+    held: array[int],
+    positions: Mapping[WorkerId, int],
+    matched: tuple[Sequence[int], Sequence[int], Sequence[int]],
+    block_size: int,
+) -> None: ...
+def gather(numbers: array[Any], width: int, places: Sequence[int], taken: array[Any]) -> None: ...
+def add_booked(
+    counts: array[int], times: array[float], more_counts: array[int], more_times: array[float], now: float
+) -> None: ...
+def add_part(
+    counts: array[int], times: array[float], rows: memoryview[float], order: array[int], now: float
+) -> None: ...
+
+# What core.speculation does in Python with the claims that it has met.
+def extend(
+    held: array[int],
+    prefixes: memoryview[int],
+    positions: Mapping[WorkerId, int],
+    met: list[dict[Claim, None]],
+    size: int,
+    now: float,
+) -> None: ...
+
+# The places of the `count` lowest, in ascending order.
+def cheapest(costs: array[float], count: int) -> list[int]: ...
 
 # The head of a request that is plain: edge.http.plain.
 @final
@@ -131,3 +165,11 @@ def read_request(data: bytes) -> PlainHead | None: ...
 # Status, length or -1 if the body is chunked, where the head ends, the head to send on and, if it is all there, the
 # body; None if it is for Python to judge.
 def relay_answer(data: bytes, headers: Headers, close: bool) -> tuple[int, int, int, bytes] | None: ...
+
+# What core.rates.fit_in_python gives.
+def fit(
+    state: array[float],
+    began: tuple[float, float, float, float],
+    features: tuple[float, float, float, float],
+    seconds: float,
+) -> tuple[float, float, float, float]: ...

@@ -65,7 +65,7 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One reachable HTTP address of an engine."""
+    """One reachable HTTP address."""
 
     host: str
     port: int

@@ -230,6 +230,10 @@ async def test_nothing_is_computed_unless_asked_for() -> None:
 async def test_a_key_is_wanted() -> None:
     async with SimulatedEngine(EngineOptions(api_key="secret")) as engine:
         assert codes(await look(engine)) == {"api_key": "fault"}
+        assert codes(await look(engine, api_key="wrong")) == {"api_key": "fault"}
+        assert codes(await look(engine, api_key="secret", send_request=True)) == {}
+        common = replace(PATIENT, membership=replace(PATIENT.membership, api_key="secret"))
+        assert codes(await look(engine, common)) == {}
 
 
 async def test_an_engine_that_is_not_ready_and_one_that_is_not_there() -> None:
@@ -293,7 +297,7 @@ async def test_a_tokenizer_in_process_is_compared_on_texts_and_chats(chats: bool
         async with SimulatedEngine() as engine, aiohttp.ClientSession() as session:
             local = Shifted(RemoteTokenizer(session, None, 10.0), chats=chats, texts=texts)
             sources = zmq_event_sources(context, PATIENT.events)
-            report = await Doctor(PATIENT, session, sources, local, send_request=False).see(
+            report = await Doctor(PATIENT, session, sources, local, {}, send_request=False).see(
                 EngineConfig(url=engine.url)
             )
     assert codes(report) == ({"tokenizer_differs": "fault"} if chats or texts else {})

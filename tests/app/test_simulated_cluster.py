@@ -16,7 +16,7 @@ from warmroute.app.simulation.engine import Engine, Work
 from warmroute.app.simulation.profiles import parse_profile
 from warmroute.app.simulation.runs import Wish, simulate
 from warmroute.app.simulation.scenario import FleetChange, Scenario, rate_for
-from warmroute.app.simulation.workloads import WORKLOADS, Trace, tokens_of
+from warmroute.app.simulation.workloads import WORKLOADS, tokens_of
 from warmroute.cli.simulate import command
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.hashing import prefix_hashes
@@ -227,19 +227,6 @@ def test_unlike_engines_get_work_by_their_speed() -> None:
         for policy in ("warmroute", "least_loaded")
     }
     assert means["warmroute"] < 0.9 * means["least_loaded"]
-
-
-def test_a_trace_in_mooncake_format(tmp_path: Path) -> None:
-    path = tmp_path / "trace.jsonl"
-    line = {"timestamp": 0, "input_length": 1300, "output_length": 5, "hash_ids": [0, 1, 2]}
-    path.write_text("".join(json.dumps(line | {"timestamp": 1000 * n}) + "\n" for n in range(4)))
-    conversations = list(islice(Trace(path)(1), 6))
-    turn = next(conversations[0].turns)
-    assert sum(length for _, length in turn.pieces) == 1300
-    assert next(conversations[4].turns).pieces != turn.pieces, "another lap shares nothing"
-    path.write_text('{"timestamp": 0}\n')
-    with pytest.raises(ValueError, match="line 1"):
-        list(islice(Trace(path)(1), 1))
 
 
 def test_the_command_compares_policies_and_writes_json_and_html(tmp_path: Path) -> None:

@@ -224,6 +224,25 @@ def test_check_config_tells_everything(tmp_path: Path, capsys: pytest.CaptureFix
     ]
 
 
+def test_check_config_looks_into_files_if_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alice secret\n")
+    named = ["--gateway.keys_file", str(keys), "--admin.keys_file", "/nowhere", "--tokenizer.path", "/nowhere"]
+    named += ["--tls.certificate", "/nowhere", "--tls.key", "/nowhere", "--routing.policy", "nowhere.py:Policy"]
+    named += ["--discovery.file.path", "/nowhere", "--admission.redis_url", "redis://h", "--tls.engine_ca", "/nowhere"]
+    named += ["--admission.redis_password_file", "/nowhere"]
+    assert main(["check-config", *ENGINE, *named]) == 0
+    capsys.readouterr()
+    assert main(["check-config", "--files", *ENGINE, *named]) == 2
+    told = [line.split(":")[1].strip() for line in capsys.readouterr().err.splitlines() if line.startswith("warmroute")]
+    assert told == [
+        *("gateway.keys_file", "admin.keys_file", "tls.certificate", "tls.engine_ca", "admission.redis_password_file"),
+        *("discovery.file.path", "tokenizer.path", "routing.policy"),
+    ]
+    assert "secret" not in capsys.readouterr().err
+    assert main(["check-config", "--files", *ENGINE]) == 0
+
+
 @pytest.mark.parametrize("command", ["serve", "check-config"])
 def test_without_engines_serve_would_not_start(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command]) == 2

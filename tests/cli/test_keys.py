@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from warmroute.cli.main import main
 from warmroute.cli.settings import read_sources
 from warmroute.config.render import render, render_json
 from warmroute.errors import ConfigError
@@ -58,3 +59,11 @@ def test_a_wrong_key_is_not_repeated(tmp_path: Path, wrong: str) -> None:
         read_sources({}, {}, write(tmp_path, f"    api_key: {wrong}\n"))
     assert "secret" not in str(error.value)
     assert "12345" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["two words", "#comment", "", "a" * 65])
+def test_a_name_that_no_key_may_have(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", name]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "at most 64 letters" in err

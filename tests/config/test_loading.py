@@ -294,7 +294,10 @@ def test_documents_that_say_nothing(document: object) -> None:
             "unknown variable (environment). Did you mean WARMROUTE_GATEWAY_PORT? Known: WARMROUTE_GATEWAY_HOST,",
         ),
         ("WARMROUTE_PORT", "Did you mean WARMROUTE_"),
-        ("WARMROUTE_XXXXXXXXXXXXXXXXX", "unknown variable (environment). Known: WARMROUTE_ENGINES,"),
+        (
+            "WARMROUTE_XXXXXXXXXXXXXXXXX",
+            "unknown variable (environment). Known: WARMROUTE_SECTION_SETTING for each setting",
+        ),
         ("WARMROUTE_gateway_port", "unknown variable"),
     ],
 )

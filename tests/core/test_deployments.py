@@ -123,6 +123,8 @@ def test_what_is_right_stays_to_the_letter() -> None:
     ("own", "expected"),
     [
         ({"publisher": "null", "topic": "kv"}, {**BOTH, "replay_endpoint": "tcp://*:5567", "topic": "kv"}),
+        ({"endpoint": "tcp://0.0.0.0:6000"}, {**BOTH, "endpoint": "tcp://*:6000", "replay_endpoint": "tcp://*:6010"}),
+        ({"replay_endpoint": "tcp://0.0.0.0:6000"}, {**BOTH, "replay_endpoint": "tcp://0.0.0.0:6000"}),
         ({"endpoint": "tcp://localhost:6000"}, {**BOTH, "replay_endpoint": "tcp://*:5567"}),
         ({"endpoint": "tcp://*:6000", "replay_endpoint": "tcp://*:6000"}, {"endpoint": "tcp://*:6000"}),
     ],
@@ -148,6 +150,7 @@ SHELL = ["python3 -m vllm.entrypoints.openai.api_server --model m"]
         (of(command=["/bin/bash", "-lc", "vllm serve m"]), "text for a shell.*by hand: --kv-events-config"),
         (of(command=["sh"], args=["-c", *SHELL]), "text for a shell"),
         (of(FLAG, "{"), "no JSON object"),
+        (of("--port", 8000), "8000 among the arguments.*quote it"),  # type: ignore[arg-type]
         (of(f"{FLAG}.publisher", "zmq"), "one --kv-events-config with a JSON object"),
         (of(FLAG, "{}", command=["vllm", "serve", FLAG, "{}"]), "both command and args"),
     ],
@@ -155,6 +158,14 @@ SHELL = ["python3 -m vllm.entrypoints.openai.api_server --model m"]
 def test_what_cannot_be_changed_safely_is_refused(deployment: dict[str, Any], told: str) -> None:
     with pytest.raises(PatchError, match=told):
         enabled(deployment)
+
+
+@pytest.mark.parametrize("kept", ["", "[]", "{}", '{"container": "vllm", "before": {}, "after": null}'])
+def test_an_annotation_that_somebody_changed_undoes_nothing(kept: str) -> None:
+    deployment = enabled(sample("plain")).deployment
+    deployment["metadata"]["annotations"][BEFORE] = kept
+    with pytest.raises(PatchError, match="by hand"):
+        disabled(deployment)
 
 
 def test_of_several_containers_the_one_that_is_meant() -> None:

@@ -51,6 +51,7 @@ STATES: list[tuple[dict[str, Any], dict[str, Any], PodState]] = [
     (pod("p", "10.0.0.1", phase="Succeeded"), {}, PodState.WAITING),
     (pod("p", "10.0.0.1", phase="Unknown"), {}, PodState.WAITING),
     (pod("p", "10.0.0.1", labels={AIBRIX + "port": "http"}), {}, PodState.INVALID),
+    (pod("p", "10.0.0.256"), {}, PodState.INVALID),
     (pod("p", "10.0.0.1", ready=False), {}, PodState.HELD),
     (pod("p", "10.0.0.1"), {}, PodState.ROUTED),
     (pod("p", "fd00::1"), {}, PodState.ROUTED),

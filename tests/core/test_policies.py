@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from math import inf, nan
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -17,20 +19,27 @@ from warmroute.core.hashing import NATIVE
 from warmroute.core.index.reference import ReferenceIndex
 from warmroute.core.policies import BASELINES, Candidates, LeastWork, Policy, make_policy
 from warmroute.core.policies.guard import Guarded
-from warmroute.core.policies.least_work import weigh, weigh_in_python
+from warmroute.core.policies.least_work import RowsOfAll, survey, survey_in_python, weigh, weigh_in_python
 from warmroute.core.policies.peers import Aibrix, Approximate, Dynamo, LlmD
 from warmroute.core.policies.simple import ConsistentHash, LeastLoaded, RoundRobin
 from warmroute.core.router import PickRequest, Router
+from warmroute.core.rows import side_by_side
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 
 PROMPT = 160
+ROWS: dict[str, tuple[Literal["q", "d"], tuple[str, ...]]] = {
+    "held": ("q", ("overlap_tokens", "cpu_tokens", "storage_tokens", "claimed_tokens")),
+    "counts": ("q", ("requests", "prefilling", "prefill_tokens", "kv_tokens")),
+    "times": ("d", ("free_at", "busy")),
+    "rates": ("d", ("fixed_s", "per_token_s", "per_pair_s", "per_context_s")),
+}
 
 
 def candidates(
     requests: Sequence[int], overlap: Sequence[int] | None = None, workers: Sequence[int] | None = None, **more: object
 ) -> Candidates:
     n = len(requests)
-    zeros = [0] * n
+    zeros: list[float] = [0] * n
     ids = workers or range(n)
     facts: dict[str, object] = {
         "workers": tuple(Worker(id=WorkerId(i), endpoint=Endpoint("10.0.0.1", i + 1)) for i in ids),
@@ -42,19 +51,14 @@ def candidates(
         "block_size": 16,
         "session": None,
         "priority": 0,
-        "overlap_tokens": list(overlap or zeros),
-        "belief": [1.0] * n,
-        "requests": list(requests),
-        "fixed_s": [0.02] * n,
-        "per_token_s": [0.001] * n,
+        "belief": array("d", [1.0] * n),
+        "kv_tokens_max": array("d", [inf] * n),
         "requests_per_s": 1.0,
-        "kv_tokens_max": 0,
-        "all_believed": True,
     }
-    for name in ("cpu_tokens", "storage_tokens", "claimed_tokens", "prefilling", "prefill_tokens", "kv_tokens"):
-        facts[name] = list(zeros)
-    for name in ("free_at", "per_pair_s", "per_context_s", "busy"):
-        facts[name] = [0.0] * n
+    columns = {"overlap_tokens": overlap or zeros, "requests": requests}
+    columns |= {"fixed_s": [0.02] * n, "per_token_s": [0.001] * n}
+    for rows, (kind, names) in ROWS.items():
+        facts[rows] = side_by_side(kind, *(more.pop(name, columns.get(name, zeros)) for name in names))  # type: ignore[arg-type]
     return Candidates(**(facts | more))  # type: ignore[arg-type]
 
 
@@ -292,36 +296,61 @@ def test_priority_scales_what_the_delay_of_others_counts() -> None:
 
 
 numbers = st.floats(0, 1e6)
+tokens = st.integers(0, 10**6)
+fleets = st.lists(st.tuples(*[tokens] * 8, *[numbers] * 8), min_size=1, max_size=20)
+"""Of each worker its rows, how far it is believed, and its room."""
 
 
-@given(
-    st.tuples(*[numbers] * 7),
-    st.lists(st.tuples(*[st.one_of(numbers, st.integers(0, 10**6))] * 9), min_size=1, max_size=20),
-    st.booleans(),
-)
+def rows_of(fleet: list[tuple[Any, ...]]) -> RowsOfAll:
+    columns = list(zip(*fleet, strict=True))
+    held, counts = side_by_side("q", *columns[:4]), side_by_side("q", *columns[4:8])
+    return held, counts, side_by_side("d", *columns[8:10]), side_by_side("d", *columns[10:14])
+
+
+@given(st.tuples(*[numbers] * 13, st.integers(-1, 20), numbers), fleets, st.booleans())
 def test_the_native_weighing_gives_what_the_reference_gives(
-    weights: tuple[float, ...], rows: list[tuple[float, ...]], nothing_paid: bool
+    weights: tuple[float, ...], fleet: list[tuple[Any, ...]], roomy: bool
 ) -> None:
-    weights = (*weights[:6], weights[6] + 1.0)  # the fleet's mean is never 0
-    worth, paid, *columns = (list(column) for column in zip(*rows, strict=True))
-    asked = weights, worth, [] if nothing_paid else paid, tuple(columns)
-    assert weigh(*asked) == weigh_in_python(*asked)  # type: ignore[arg-type]
+    weights = (*weights[:6], weights[6] + 1.0, *weights[7:])  # the fleet's mean is never 0
+    belief, rooms = (array("d", column) for column in list(zip(*fleet, strict=True))[14:])
+    rooms = array("d", [inf] * len(rooms)) if roomy else rooms
+    costs = [array("d", [nan] * len(fleet)) for _ in range(2)]
+    for judged, into in zip((weigh, weigh_in_python), costs, strict=True):
+        judged(weights, rows_of(fleet), belief, rooms, into)
+    assert costs[0] == costs[1]
+
+
+@given(numbers, fleets)
+def test_the_native_survey_finds_what_the_reference_finds(now: float, fleet: list[tuple[Any, ...]]) -> None:
+    assert survey(now, *rows_of(fleet)) == survey_in_python(now, *rows_of(fleet))
 
 
 @pytest.mark.skipif(not NATIVE, reason="the native core is not built")
 def test_the_native_weighing_refuses_what_it_cannot_read() -> None:
-    good: tuple[list[float], ...] = ([1.0],) * 7
-    weights = (1.0,) * 7
-    for worth, paid, columns in (
-        ([1.0, 2.0], [], good),
-        ([1.0], [1.0, 2.0], good),
-        ([1.0], [], good[:6]),
-        ((1.0,), [], good),
-        (["1"], [], good),
-        ([10**400], [], good),
+    one, weights = array("d", [1.0]), (1.0,) * 15
+    rows = rows_of([(1,) * 8 + (1.0,) * 8])
+    weigh(weights, rows, one, one, array("d", [0.0]))
+    two, counted = array("d", [1.0, 2.0]), array("q", [1])
+    for asked in (
+        (weights[:14], rows, one, one, array("d", [0.0])),
+        (weights, rows[:3], one, one, array("d", [0.0])),
+        (weights, (*rows[1:], rows[0]), one, one, array("d", [0.0])),
+        (weights, (rows[0][:3], *rows[1:]), one, one, array("d", [0.0])),
+        (weights, (rows[0] + rows[0], *rows[1:]), one, one, array("d", [0.0])),
+        (weights, rows, two, one, array("d", [0.0])),
+        (weights, rows, one, two, array("d", [0.0])),
+        (weights, rows, one, counted, array("d", [0.0])),
+        (weights, rows, one, [1.0], array("d", [0.0])),
+        (weights, rows, one, one, two),
+        (weights, rows, one, one, bytes(8)),
+        (("1", *weights[1:]), rows, one, one, array("d", [0.0])),
     ):
-        with pytest.raises((TypeError, ValueError, OverflowError)):
-            weigh(weights, worth, paid, columns)
+        with pytest.raises((TypeError, ValueError, RuntimeError, BufferError)):
+            weigh(*asked)
+    with pytest.raises(ValueError, match="unequal"):
+        survey(0.0, *(array(each.typecode) for each in rows))
+    with pytest.raises(ValueError, match="unequal"):
+        survey(0.0, rows[0] + rows[0], *rows[1:])
 
 
 def test_a_queue_is_worth_as_much_as_the_prefill_that_takes_as_long() -> None:
@@ -366,10 +395,9 @@ def test_what_is_only_being_computed_binds_nobody() -> None:
 
 def test_what_does_not_fit_costs() -> None:
     policy = ours(decode_weight=0.0)
-    full, empty = (Worker(WorkerId(i), Endpoint("a", i + 1), kv_tokens_max=1000) for i in range(2))
-    asked = candidates([0, 0], kv_tokens=[900, 100], kv_tokens_max=1000)
+    asked = candidates([0, 0], kv_tokens=[900, 100])
     assert winners(policy, asked) == {0, 1}, "nobody says how much room there is"
-    assert winners(policy, msgspec.structs.replace(asked, workers=(full, empty))) == {1}
+    assert winners(policy, msgspec.structs.replace(asked, kv_tokens_max=array("d", [1000.0, 1000.0]))) == {1}
 
 
 def test_a_hot_prefix_gets_another_holder_when_queueing_for_it_has_cost_as_much() -> None:
@@ -410,6 +438,7 @@ class Stranger:
         (RuntimeError("no"), "raised"),
         ([1.0], "invalid"),
         ([nan, 1.0], "invalid"),
+        ([10**400, 1.0], "raised"),
         (["a", "b"], "raised"),
         (None, "raised"),
     ],

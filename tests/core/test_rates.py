@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from array import array
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmroute.core.rates import FIXED_S, Features, RateTable, pairs
+from warmroute.core.rates import COEFFICIENTS, FIXED_S, Features, RateTable, fit, fit_in_python, pairs
 
 
 def table_of(workers: int, prefill_tokens_per_s: float = 8000.0) -> RateTable:
@@ -85,3 +86,16 @@ def test_attention_is_told_from_arithmetic() -> None:
         table.observe(0, seen, 0.01 + uncached * 6e-5 + pairs(prompt, uncached) * 2e-9)
     assert table.per_pair_s[0] == pytest.approx(2e-9, rel=0.2)
     assert table.per_token_s[0] == pytest.approx(6e-5, rel=0.1)
+
+
+sizes = st.floats(0, 1e9)
+
+
+@given(st.lists(st.tuples(st.tuples(st.just(1.0), sizes, sizes, sizes), st.floats(0, 1e3)), max_size=30))
+def test_the_native_fit_is_the_references_to_the_last_bit(observed: list[tuple[Features, float]]) -> None:
+    began = 0.02, 1e-4, 1e-9, 5e-8
+    states = [array("d", [0.0] * COEFFICIENTS + [*began, 0.0, 0.0]) for _ in range(2)]
+    for features, seconds in observed:
+        fits = fit(states[0], began, features, seconds), fit_in_python(states[1], began, features, seconds)
+        assert fits[0] == fits[1]
+        assert states[0] == states[1]

@@ -48,9 +48,28 @@ def test_of_two_sources_the_stronger_describes_an_engine_and_the_other_keeps_it(
     roster = Roster()
     roster.replace("kubernetes", [listed(A, topic="k")])
     assert roster.replace("config", [listed(A, topic="c")]) == [Alter(A, listed(A, topic="c"))]
-    assert roster.shadowed == 1
     assert roster.replace("config", []) == [Alter(A, listed(A, topic="k"))]
-    assert (roster.shadowed, roster.entries[A].source) == (0, "kubernetes")
+    assert roster.entries[A].source == "kubernetes"
+
+
+def test_who_describes_an_engine_says_nothing_of_which_engine_it_is() -> None:
+    roster = Roster()
+    roster.replace("config", [listed(A)])
+    assert roster.replace("kubernetes", [listed(A, "pod-1")]) == []
+    assert roster.replace("service", [listed(A, "uid-1")]) == []
+    assert roster.replace("config", []) == [Alter(A, listed(A, "pod-1"))]
+    assert roster.replace("kubernetes", []) == [Alter(A, listed(A, "uid-1"))]
+    assert roster.replace("config", [listed(A)]) == [Alter(A, listed(A))]
+    assert roster.replace("service", []) == []
+
+
+def test_a_source_whose_word_does_not_count_may_see_an_engine_replaced() -> None:
+    roster = Roster()
+    roster.replace("config", [listed(A)])
+    roster.replace("kubernetes", [listed(A, "pod-1")])
+    assert roster.replace("kubernetes", [listed(A, "pod-2")]) == [Remove(A), Add(A, listed(A))]
+    roster.replace("kubernetes", [])
+    assert roster.replace("kubernetes", [listed(A, "pod-3")]) == [Remove(A), Add(A, listed(A))]
 
 
 def test_an_operators_hold_outlasts_what_sources_say_but_not_the_engine() -> None:

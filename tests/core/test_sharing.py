@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -15,7 +16,17 @@ from warmroute.core.index import make_index
 from warmroute.core.load import Lease, LoadTable
 from warmroute.core.rates import pairs
 from warmroute.core.router import Router
-from warmroute.core.sharing import ROWS_MAX, Sharing, clear_part, page_bytes
+from warmroute.core.rows import COUNTS, TIMES
+from warmroute.core.sharing import (
+    ROWS_MAX,
+    Sharing,
+    add_booked,
+    add_booked_in_python,
+    add_part,
+    add_part_in_python,
+    clear_part,
+    page_bytes,
+)
 from warmroute.types import Endpoint, Fleet, ModelInfo, Worker, WorkerId
 
 PROCESSES = 3
@@ -97,7 +108,7 @@ class Shared(RuleBasedStateMachine):
         for table in self.tables:
             table.pass_time(self.now)
         for process, table in enumerate(self.tables):
-            columns = table.columns(self.now)
+            counts, times, requests_per_s = table.rows(self.now)
             for number in self.fleets[process]:
                 slot = table.slot(self.known[process][number])
                 all_of_it = [
@@ -106,12 +117,12 @@ class Shared(RuleBasedStateMachine):
                     if other == process or self.knows(other, number)
                 ]
                 for i, name in enumerate(("requests", "prefilling", "prefill_tokens", "kv_tokens")):
-                    assert getattr(columns, name)[slot] == sum(each[i] for each in all_of_it), (process, number, name)
-                wait = max(0.0, columns.free_at[slot] - self.now)
+                    assert counts[COUNTS * slot + i] == sum(each[i] for each in all_of_it), (process, number, name)
+                wait = max(0.0, times[TIMES * slot] - self.now)
                 assert wait == pytest.approx(sum(each[4] for each in all_of_it), abs=1e-6)
-                assert columns.busy[slot] == pytest.approx(sum(each[5] for each in all_of_it))
-                assert table.requests_of(self.known[process][number]) == columns.requests[slot]
-            assert columns.requests_per_s == pytest.approx(sum(each.requests_per_s for each in self.tables))
+                assert times[TIMES * slot + 1] == pytest.approx(sum(each[5] for each in all_of_it))
+                assert table.requests_of(self.known[process][number]) == counts[COUNTS * slot]
+            assert requests_per_s == pytest.approx(sum(each.requests_per_s for each in self.tables))
             table.check()
 
     def knows(self, process: int, number: int) -> bool:
@@ -175,6 +186,42 @@ def test_workers_beyond_the_page_are_counted_not_lost() -> None:
     fleet = workers(list(range(ROWS_MAX + 2)))
     table.introduce(fleet)
     lease = table.book(fleet[-1].id, 10, 10, 1.0, prefill_observable=True)
-    assert table.columns(1.0).requests[lease.slot] == 1
+    assert table.rows(1.0)[0][COUNTS * lease.slot] == 1
     assert table.sharing is not None
     assert table.sharing.unshared == 2
+
+
+counts = st.integers(0, 10**9)
+times = st.floats(0, 1e6)
+
+
+@given(st.lists(st.tuples(*[counts] * 8, *[times] * 4), max_size=20), st.integers(0, 3), times)
+def test_adding_natively_gives_what_the_reference_gives(rows: list[tuple[Any, ...]], further: int, now: float) -> None:
+    """The table whose rows are added may have room for more."""
+    theirs_q, ours_q = (array("q", [n for row in rows for n in row[at : at + 4]]) for at in (0, 4))
+    theirs_d, ours_d = (array("d", [n for row in rows for n in row[at : at + 2]]) for at in (8, 10))
+    ours_q.extend([7] * COUNTS * further)
+    ours_d.extend([7.0] * TIMES * further)
+    added = []
+    for add in (add_booked, add_booked_in_python):
+        added.append((theirs_q[:], theirs_d[:]))
+        add(*added[-1], ours_q, ours_d, now)
+    assert added[0] == added[1]
+
+
+part_rows = st.lists(st.tuples(*[times] * 9), max_size=8)
+
+
+@given(part_rows, st.lists(st.tuples(st.integers(-1, 7), counts, times), max_size=12), times)
+def test_a_part_is_added_natively_as_the_reference_adds_it(
+    rows: list[tuple[float, ...]], places: list[tuple[int, int, float]], now: float
+) -> None:
+    page = memoryview(array("d", [number for row in rows for number in row]))
+    order = array("q", [row if row < len(rows) else -1 for row, _, _ in places])
+    summed_q = array("q", [n for _, count, _ in places for n in (count, 0, 1, 2)])
+    summed_d = array("d", [t for _, _, time in places for t in (time, 0.5)])
+    added = []
+    for add in (add_part, add_part_in_python):
+        added.append((summed_q[:], summed_d[:]))
+        add(*added[-1], page, order, now)
+    assert added[0] == added[1]

@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping
 import aiohttp
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
-from warmroute.edge.engine_api import ANSWER_BYTES_MAX, HttpEngineApi, event_sources
+from warmroute.edge.engine_api import ANSWER_BYTES_MAX, HttpEngineApi, _facts, cache_counters, event_sources
 from warmroute.errors import EngineError
 from warmroute.service.ports import EngineFacts, EventAddress, Health
 from warmroute.testing.engine.options import EngineOptions
@@ -75,6 +77,45 @@ async def test_nonsense_where_it_is_optional_counts_as_absent(session: aiohttp.C
         "/metrics": 'process_start_time_seconds soon\nvllm:cache_config_info{block_size="None"} 1',
     }
     assert await facts_of(session, serve, pages) == EngineFacts((), None)
+
+
+ODD_METRICS = st.lists(
+    st.one_of(
+        st.builds(
+            "{}{{{}}} {}".format,
+            st.sampled_from(
+                [
+                    "vllm:prefix_cache_hits",
+                    "vllm:cache_config_info",
+                    "vllm:engine_sleep_state",
+                    "process_start_time_seconds",
+                ]
+            ),
+            st.lists(
+                st.builds(
+                    '{}="{}"'.format,
+                    st.sampled_from(["engine", "block_size", "num_gpu_blocks", "sleep_state"]),
+                    st.sampled_from(["0", "16", "9" * 5000, "-1", "x", "awake", "1.5"]),
+                )
+            ).map(",".join),
+            st.sampled_from(["1", "1.2.3", "e", "NaN", "inf", "1e999", ".", "-"]),
+        ),
+        st.text(max_size=20),
+    )
+).map("\n".join)
+
+
+@given(
+    metrics=ODD_METRICS,
+    sources=st.sampled_from(['{"0": {}}', '{"99999999999999999999": {}}', '{"-1": {"endpoint": ":"}}']),
+)
+def test_whatever_pages_say_is_understood_or_left_out(metrics: str, sources: str) -> None:
+    page = metrics.encode("utf-8", "replace")
+    found = _facts(Endpoint("h", 1), b'{"data": []}', sources.encode(), b'{"version": 1}', page)
+    assert found.process_start is None or found.process_start == found.process_start, "it can be compared"
+    assert found.kv_tokens_max is None or 0 < found.kv_tokens_max < 2**63
+    for counters in cache_counters(page).values():
+        assert counters.queries < float("inf")
 
 
 @pytest.mark.parametrize(

@@ -156,3 +156,24 @@ async def test_without_a_cluster_there_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("{}")
     with pytest.raises(ConfigError, match="no API server is known"):
         await connect(str(tmp_path / "empty"))
+
+
+async def test_a_way_to_log_in_that_breaks_is_an_error_like_any_other(
+    api: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise KeyError("expirationTimestamp")
+
+    monkeypatch.setattr(api._api, "call_api", broken)
+    with pytest.raises(ClusterError, match=r"logging in failed.*expirationTimestamp.*kubeconfig") as caught:
+        await api.list(PODS)
+    assert caught.value.reason == "login"
+    with pytest.raises(ClusterError, match="logging in failed"):
+        await first(api, "1")
+
+
+async def test_a_kubeconfig_that_is_no_yaml_is_the_operators_fault(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("clusters: [")
+    with pytest.raises(ConfigError, match="no API server is known"):
+        await connect(str(path))

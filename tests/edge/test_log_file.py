@@ -49,3 +49,29 @@ def test_a_path_that_vanished_for_good_keeps_the_old_file(tmp_path: Path) -> Non
     log.write(b"line\n")
     assert (tmp_path / "moved" / "log").read_bytes() == b"line\n"
     log.close()
+
+
+def test_a_line_that_broke_off_is_lost_alone(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    log = LogFile(str(pipe), "log.access")
+    long, line = b"x" * (1 << 20) + b"\n", b"whole\n"
+    log.write(long)
+    begun = os.read(reader, 1 << 20)
+    assert 0 < len(begun) < len(long)
+    log.write(line)
+    log.write(line)
+    assert os.read(reader, 1 << 20) == b"\n" + line + line
+    assert log.lost == 1
+    log.close()
+    os.close(reader)
+
+
+def test_a_full_disk_costs_lines_and_nothing_else() -> None:
+    log = LogFile("/dev/full", "log.access")
+    log.write(b"line\n")
+    log.look()
+    log.write(b"line\n")
+    assert log.lost == 2
+    log.close()

@@ -155,6 +155,9 @@ async def test_a_decision_is_kept_with_its_reasons(stack: Stack) -> None:
     missing = await stack.client.get("/decisions/nobody")
     assert missing.status == 404
     assert "nobody" in missing.error["message"]
+    for last in ("-1", "many", "9" * 5000):
+        assert (await stack.client.get(f"/decisions?last={last}")).status == 400
+    assert len((await stack.client.get("/decisions?last=999999999")).body["decisions"]) == 2
 
 
 async def test_streams_leave_their_reported_tokens_in_the_decision(stack: Stack) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from e2e_client import Json
-from e2e_fleet import MODEL, Stack
+from e2e_fleet import MODEL, QUICK, Stack, stack_of
 
 from warmroute.cli.explain import command, render
+from warmroute.cli.main import main
+from warmroute.core.keys import digest_of
+from warmroute.errors import ExplainError
+from warmroute.testing.engine import EngineOptions
 
 REQUESTS = 1000
 
@@ -86,3 +91,42 @@ async def test_headers_ask_for_a_policy_a_worker_and_a_session(stack: Stack) -> 
         same.add((await stack.client.ask(headers=asked, **body)).worker)
     assert len(same) == 1
     assert (await stack.client.get("/decisions?last=1")).body["decisions"][0]["policy"] == "consistent_hash"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--url", "127.0.0.1:1", "--last", "1"], "is no http:// or https:// URL"),
+        (["--url", "http://127.0.0.1:1/v1", "--last", "1"], "leave out the path"),
+        (["--url", "http://127.0.0.1:1", "--last", "1"], "no gateway answers"),
+        (["--request", "/nowhere"], "/nowhere cannot be read"),
+        (["--key-file", "/nowhere", "--last", "1"], "--key-file '/nowhere'"),
+        (["--url", "https://127.0.0.1:1", "--ca", "/nowhere", "--last", "1"], "--ca '/nowhere'"),
+    ],
+)
+def test_what_cannot_be_explained_is_said_in_a_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", *arguments]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert said in told
+
+
+@pytest.mark.parametrize("body", ["5", "[]", "{}", "nonsense", '{"messages": '])
+def test_a_request_that_is_none_is_not_sent(body: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "request.json"
+    path.write_text(body)
+    assert main(["explain", "--request", str(path), "--url", "http://127.0.0.1:1"]) == 2
+    assert capsys.readouterr().err.startswith(f"warmroute: {path} ")
+
+
+async def test_a_gateway_that_asks_for_a_key(tmp_path: Path) -> None:
+    keys, key, body = tmp_path / "keys", tmp_path / "key", tmp_path / "request.json"
+    keys.write_text(f"alice {digest_of('secret')}\n")
+    key.write_text("secret\n")
+    body.write_text(json.dumps({"model": MODEL, "prompt": [1, 2, 3], "max_tokens": 1}))
+    config = replace(QUICK, gateway=replace(QUICK.gateway, keys_file=str(keys)))
+    async with stack_of(EngineOptions(), config=config) as stack:
+        assert "3 prompt tokens" in await explain(stack, "--request", str(body), "--key-file", str(key))
+        with pytest.raises(ExplainError, match=r"401.*give --key-file"):
+            await explain(stack, "--last", "1")

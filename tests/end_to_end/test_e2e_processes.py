@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -16,6 +17,9 @@ from e2e_client import COMPLETIONS, Client, Json
 from e2e_fleet import MODEL, engines_of, until
 from e2e_process import Command, serve
 
+from warmroute.app.control import Control
+from warmroute.config import Config, GatewayConfig, Loaded
+from warmroute.core.keys import digest_of
 from warmroute.testing.engine import EngineOptions, SimulatedEngine
 
 LISTENING = r"listening on (http://\S+),"
@@ -143,6 +147,37 @@ async def test_a_process_that_crashes_is_replaced_and_takes_nobody_along() -> No
         assert len(stage.gateway.children()) == 2
         assert before[1] in stage.gateway.children()
         assert {await served_by(client) for client in fresh} == {"0", "1"}
+
+
+async def test_a_file_that_broke_meanwhile_keeps_one_from_coming_and_nobody_from_serving(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(line := f"alice {digest_of('secret')}\n")
+    async with (
+        engines_of(EngineOptions()) as (engine,),
+        serve(engine.url, gateway__processes="2", gateway__keys_file=str(keys)) as gateway,
+    ):
+        await gateway.says(LISTENING)
+        first, second = gateway.children()
+        keys.write_text("alice secret\n")
+        os.kill(first, signal.SIGKILL)
+        await gateway.says(r"process 0 \(pid \d+\) ended with exit code 2; another takes its place in [0-9.]+ s")
+        assert second in gateway.children()
+        keys.write_text(line)
+        await gateway.says(r"process 0 \(pid \d+\) serves")
+        assert second in gateway.children()
+        assert "Traceback" not in gateway.output
+
+
+def test_a_system_without_room_for_a_process_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    control = Control(Config(gateway=GatewayConfig(processes=2)), lambda *_: 0, lambda: Loaded(Config(), {}))
+    process = control._processes[0]
+    process.due_at = 10.0
+    control._tick(10.0)
+    assert (process.pid, process.end, process.due_at) == (0, None, 10.5)
 
 
 @pytest.mark.parametrize("whom", ["control", "process"])

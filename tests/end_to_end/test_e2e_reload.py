@@ -164,6 +164,12 @@ async def test_what_cannot_be_done_is_said(site: Site) -> None:
         ("/admin/engines", b"no json", "bad_engine"),
         ("/admin/engines", b'{"url": "ftp://x"}', "bad_engine"),
         ("/admin/engines", b'{"url": "http://x:1", "sise": 2}', "bad_engine"),
+        ("/admin/engines", b'{"url": "http://x:1", "api_key_file": "/key"}', "bad_engine"),
+        (
+            "/admin/engines",
+            b'{"url": "http://x:1", "events_endpoint": "tcp://x:1", "replay_endpoint": "tcp://x:1"}',
+            "bad_engine",
+        ),
         ("/admin/engines/nobody:1/drain", b"", "engine_not_found"),
         ("/admin/nothing", b"", "unknown_path"),
     ):
@@ -189,6 +195,29 @@ async def test_a_process_that_comes_later_knows_what_has_changed(tmp_path: Path)
         for _ in range(4):
             async with Client(site.client_url) as fresh:
                 assert (await fresh.ask(prompt=PROMPT)).status == 413
+
+
+async def test_a_process_that_comes_later_is_told_of_engines_that_it_does_not_know(tmp_path: Path) -> None:
+    async with site_of(tmp_path, 2) as site:
+        first, second, third = site.engines
+        await site.operator.post("/admin/engines", f'{{"url": "{third.url}/"}}'.encode())
+        await site.engines_are(site.engines)
+        await delete(site, third.endpoint.authority)
+        await site.operator.post(f"/admin/engines/{first.endpoint.authority}/drain", b"")
+        site.write([second])
+        assert (await site.reload()).status == 200
+        await site.engines_are([second])
+        crashed = site.gateway.children()
+        for pid in crashed:
+            os.kill(pid, signal.SIGKILL)
+        await site.gateway.says(r"process 0 \(pid \d+\) serves")
+        await site.gateway.says(r"process 1 \(pid \d+\) serves")
+        await site.engines_are([second])
+        successors = site.gateway.children()
+        site.write([first, second])
+        assert (await site.reload()).status == 200
+        await site.engines_are([first, second])
+        assert site.gateway.children() == successors
 
 
 async def test_without_a_listener_for_operators_nobody_administers() -> None:

@@ -19,7 +19,7 @@ from e2e_process import Command, engine, serve
 
 from warmroute.config.tree import AdminConfig, Config, EngineConfig, GatewayConfig, TlsConfig
 from warmroute.core.keys import digest_of
-from warmroute.errors import ConfigError
+from warmroute.errors import ConfigError, TokenizeError
 from warmroute.testing.certificates import Authority
 from warmroute.testing.engine import EngineOptions, SimulatedEngine
 
@@ -177,13 +177,20 @@ async def test_logs_hold_nothing_of_a_request(
         def fail(*_: object) -> None:
             raise ValueError(said)
 
+        def refuse(*_: object) -> None:
+            raise TokenizeError("refused", said)
+
         await stack.client.ask(prompt="my diagnosis", headers={"authorization": "Bearer my-key"})
+        for how in (fail, refuse):
+            monkeypatch.setattr(stack.gateway.tokens._remote, "tokens", how)
+            assert (await stack.client.ask(prompt="my diagnosis")).status == 200
         await exchange(stack.gateway.url, b"POST /my-path HTTP/1.1\r\nmy header\r\n\r\n")
         monkeypatch.setattr(stack.gateway.routing, "_decide", fail)
         answer = await stack.client.ask(prompt="my diagnosis")
         assert answer.status == 500
         assert "my" not in answer.error["message"]
-    assert "ValueError" in caplog.text
+    assert caplog.text.count(": ValueError in") == 2
+    assert "/tokenize made no token ids: refused" in caplog.text
     assert "my" not in caplog.text
 
 

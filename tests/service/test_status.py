@@ -190,4 +190,4 @@ def test_a_decision_is_explained() -> None:
 def test_a_decision_that_is_not_kept() -> None:
     status, body = Stage().get("/decisions/none")
     assert status == 404
-    assert body["error"]["message"] == "no decision is kept for the request 'none'"
+    assert body["error"]["message"] == "No decision is kept for the request 'none'."

@@ -39,11 +39,13 @@ from warmroute.errors import ConfigError, WarmrouteError
 from warmroute.service.administration import decode_change
 from warmroute.service.fellows import Kind, Message
 from warmroute.service.ports import Reply
+from warmroute.types import Endpoint
 
 _log = logging.getLogger(__name__)
 
 EXIT_USER = 2
-"""A process that ends so found its configuration wanting: another one would too."""
+"""A process that ends so found its configuration wanting: another one would too. While others serve, that is no reason
+for them to end: a file may be mended."""
 SHORT_LIFE_S = 10.0
 """Who lives shorter is replaced after a pause, doubled each time."""
 PAUSE_S, PAUSE_S_MAX = 0.5, 30.0
@@ -138,7 +140,11 @@ class Control:
         ours, theirs = socket.socketpair()
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            close([(ours, theirs)])
+            raise
         if pid == 0:
             ours.close()
             self._become(process, theirs, patience_s)
@@ -205,15 +211,28 @@ class Control:
         if self._ending_at is not None:
             self._code = self._code or (1 if code else 0)
             return
-        if code == EXIT_USER and not was_ready:
+        if code == EXIT_USER and not was_ready and not any(other.ready for other in self._processes):
             self._code = EXIT_USER
             self._end()
             return
-        process.failures = process.failures + 1 if lived_s < SHORT_LIFE_S else 0
-        pause_s = min(PAUSE_S * 2 ** (process.failures - 2), PAUSE_S_MAX) if process.failures > 1 else 0.0
+        pause_s = self._pause_after(process, lived_s)
         process.due_at = now + pause_s
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         _log.error("process %d (pid %d) ended with %s; another takes its place in %g s", number, pid, how, pause_s)
+
+    def _pause_after(self, process: _Process, lived_s: float) -> float:
+        """How long to wait until another takes its place."""
+        process.failures = process.failures + 1 if lived_s < SHORT_LIFE_S else 0
+        return min(PAUSE_S * 2 ** (process.failures - 2), PAUSE_S_MAX) if process.failures > 1 else 0.0
+
+    def _replace(self, process: _Process, now: float) -> None:
+        """Start who is due; if the system has no room for a process now, later."""
+        try:
+            self._start(process)
+        except OSError as error:
+            pause_s = max(PAUSE_S, self._pause_after(process, 0.0))
+            process.due_at = now + pause_s
+            _log.error("process %d cannot be started (%s); again in %g s", process.number, error.strerror, pause_s)
 
     def _tick(self, now: float) -> None:
         self._reap()
@@ -222,7 +241,7 @@ class Control:
             self._end_reload(refused(ConfigError("reload", f"process {late} does not answer", "Try again.")))
         for process in self._processes:
             if process.due_at is not None and now >= process.due_at and self._ending_at is None:
-                self._start(process)
+                self._replace(process, now)
             if process.end is not None:
                 self._watch(process.end)
             if process.pid and self._ending_at is not None and now > self._ending_at:
@@ -412,5 +431,4 @@ class Control:
 
 
 def _url(host: str, doors: Sequence[Sockets], *, tls: bool) -> str:
-    port = doors[0][0].getsockname()[1]
-    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    return Endpoint(host, doors[0][0].getsockname()[1], tls=tls).url

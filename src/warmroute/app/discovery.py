@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from warmroute.config.contradictions import check_engines
 from warmroute.config.document import parse_document
 from warmroute.config.ranges import check_key, namespaces_of
 from warmroute.config.sources import Given, Origin, Source, shown
@@ -134,7 +135,10 @@ def read_engines(path: str) -> list[EngineConfig]:
         raise ConfigError(FILE_SETTING, problem, "Give it a list of engines, or `engines:` alone.")
     if not isinstance(listed, list):
         raise ConfigError(FILE_SETTING, f"{path!r} holds {shown(listed)}, no list of engines", "Write [] for none.")
-    return [_with_key(engine) for engine in engine_values(Given(listed, Source(Origin.FILE, path)))]
+    source = Source(Origin.FILE, path)
+    engines = engine_values(Given(listed, source))
+    check_engines(engines, source)
+    return [_with_key(engine) for engine in engines]
 
 
 def _with_key(engine: EngineConfig) -> EngineConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import zip_longest
@@ -20,13 +20,14 @@ import msgspec
 import zmq
 
 from warmroute.app.listeners import tls_to_engines
+from warmroute.app.tokenizing import local_tokenizer
 from warmroute.config.tree import Config, EngineConfig
 from warmroute.edge.engine_api import HttpEngineApi
 from warmroute.edge.tokenizer_remote import RemoteTokenizer
 from warmroute.edge.zmq import zmq_event_sources
 from warmroute.edge.zmtp import identify
 from warmroute.errors import EngineError, TokenizeError
-from warmroute.service.addressing import endpoint_of, event_addresses
+from warmroute.service.addressing import endpoint_of, engine_key, event_addresses
 from warmroute.service.doctor.facts import EngineReport, HttpFacts, PeerFacts, StreamFacts, TokenizerFacts, TrialFacts
 from warmroute.service.doctor.watch import Watch
 from warmroute.service.ports import EventAddress, EventSourceFactory, Tokenizer
@@ -57,7 +58,7 @@ _COMPLETION = msgspec.json.Decoder(_Completion)
 
 
 class Doctor:
-    """Sees to engines, all with the same settings. `local` is the tokenizer in process, if there is one."""
+    """Sees to engines, all with the same settings: `keys` of those that want one, `local`, the tokenizer in process."""
 
     def __init__(
         self,
@@ -65,13 +66,14 @@ class Doctor:
         session: aiohttp.ClientSession,
         sources: EventSourceFactory,
         local: Tokenizer | None,
+        keys: Mapping[Endpoint, str],
         *,
         send_request: bool,
     ) -> None:
         self._config = config
         self._timeout_s = config.membership.probe_timeout_s
-        self._api = HttpEngineApi(session, self._timeout_s)
-        self._remote = RemoteTokenizer(session, None, config.tokenizer.timeout_s)
+        self._api = HttpEngineApi(session, self._timeout_s, keys)
+        self._remote = RemoteTokenizer(session, None, config.tokenizer.timeout_s, keys)
         self._sources = sources
         self._local = local
         self._send_request = send_request
@@ -210,7 +212,10 @@ async def examine(config: Config, engines: Sequence[EngineConfig], *, send_reque
         connector = aiohttp.TCPConnector(ssl=tls_to_engines(replace(config, engines=tuple(engines))) or True)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         sources = zmq_event_sources(context, config.events)
-        doctor = Doctor(config, session, sources, _local_tokenizer(config), send_request=send_request)
+        wanted = {endpoint_of(engine.url): engine_key(config, engine) for engine in engines}
+        keys = {endpoint: key for endpoint, key in wanted.items() if key is not None}
+        local = local_tokenizer(config.tokenizer)
+        doctor = Doctor(config, session, sources, local, keys, send_request=send_request)
         return list(await asyncio.gather(*map(doctor.see, engines)))
 
 
@@ -220,11 +225,3 @@ def chosen(config: Config, urls: Sequence[str]) -> list[EngineConfig]:
         return list(config.engines)
     known = {endpoint_of(engine.url): engine for engine in config.engines}
     return [known.get(endpoint_of(url), EngineConfig(url=url)) for url in urls]
-
-
-def _local_tokenizer(config: Config) -> Tokenizer | None:
-    if config.tokenizer.path is None or config.tokenizer.mode in ("off", "remote"):
-        return None
-    from warmroute.edge.tokenizer_local import LocalTokenizer  # noqa: PLC0415 - costs memory that others need not pay
-
-    return LocalTokenizer(config.tokenizer.path)

@@ -21,6 +21,7 @@ from warmroute.app.listeners import Listeners, tls_to_engines
 from warmroute.app.own_policy import load_policy
 from warmroute.app.reload import decode_config, prepare
 from warmroute.app.seat import Seat
+from warmroute.app.tokenizing import local_tokenizer
 from warmroute.config.tree import Config
 from warmroute.core.breaker import Breakers, BreakerState
 from warmroute.core.index import make_index
@@ -45,7 +46,6 @@ from warmroute.service.avoidance import Saturation, shut_workers
 from warmroute.service.fellows import Fellows, Kind, Message
 from warmroute.service.following import Following
 from warmroute.service.membership import Membership
-from warmroute.service.ports import Tokenizer
 from warmroute.service.reconciler import Reconciler
 from warmroute.service.routing import Routing
 from warmroute.service.status import Status
@@ -88,10 +88,9 @@ class Gateway:
         api = HttpEngineApi(session, config.membership.probe_timeout_s, keys)
         self.membership = Membership(config, api, self.following, clock, keys=keys)
         self.reconciler = Reconciler(config, self.membership, self._in_flight, clock)
-        self.reconciler.on_removed = self._engine_removed
         self.sources = Sources(config, self.reconciler)
         remote = RemoteTokenizer(session, config.tokenizer.remote_endpoint, config.tokenizer.timeout_s, keys)
-        self.tokens = Tokens(config.tokenizer, clock, _local_tokenizer(config), remote)
+        self.tokens = Tokens(config.tokenizer, clock, local_tokenizer(config.tokenizer), remote)
         self.breakers = Breakers(config.breaker)
         self.routing = Routing(self.router, self.membership, self.tokens, config.gateway, clock)
         self.routing.breakers = self.breakers
@@ -142,6 +141,8 @@ class Gateway:
 
     def _connect(self) -> None:
         """Tell everybody who must hear of what."""
+        self.reconciler.on_removed = self._engine_removed
+        self.reconciler.on_released = lambda endpoint: self._tell_change(EngineChange("release", endpoint.url))
         self.routing.on_reset = self.following.cleared
         self.routing.removed_blocks = self.following.removed_blocks
         self.following.on_removed = self._removed
@@ -156,13 +157,13 @@ class Gateway:
     @property
     def url(self) -> str:
         """Where clients reach it."""
-        return _url(self.config.gateway.host, self.port, tls=self.config.tls.certificate is not None)
+        return Endpoint(self.config.gateway.host, self.port, tls=self.config.tls.certificate is not None).url
 
     @property
     def admin_url(self) -> str | None:
         """Where operators reach it, if not there too."""
         port = self.listeners.admin_port
-        return None if port is None else _url(self.config.admin.host, port, tls=self.config.admin.tls)
+        return None if port is None else Endpoint(self.config.admin.host, port, tls=self.config.admin.tls).url
 
     async def run(self) -> None:
         """Watch engines, follow events, compare tokenizers, until cancelled."""
@@ -182,7 +183,7 @@ class Gateway:
                 Kind.DRAIN: lambda _: self.ending.set(),
                 Kind.PREPARE: self._prepare,
                 Kind.COMMIT: self._commit,
-                Kind.ENGINE: lambda message: self.administration.fleet.make(decode_change(message.body)),
+                Kind.ENGINE: lambda message: self.administration.fleet.follow(decode_change(message.body)),
             }
             self.administration.reload = self.fellows.reload
             self.channel = Channel(self.fellows.took, self.ending.set)
@@ -354,15 +355,3 @@ async def running(
                 background.cancel()
         if failure is not None:
             raise failure
-
-
-def _url(host: str, port: int, *, tls: bool) -> str:
-    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _local_tokenizer(config: Config) -> Tokenizer | None:
-    if config.tokenizer.path is None:
-        return None
-    from warmroute.edge.tokenizer_local import LocalTokenizer  # noqa: PLC0415 - costs memory that others need not pay
-
-    return LocalTokenizer(config.tokenizer.path)

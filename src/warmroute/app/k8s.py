@@ -19,7 +19,7 @@ from warmroute.config.tree import EngineConfig
 from warmroute.core.deployments import BEFORE, configuration, disabled, enabled, is_enabled, progress
 from warmroute.core.event_arguments import PatchError
 from warmroute.core.pods import PodState, read_pod
-from warmroute.service.reflector import ClusterError, Collection
+from warmroute.service.reflector import Collection
 
 if TYPE_CHECKING:
     from warmroute.edge.kubernetes import Kubernetes
@@ -101,9 +101,9 @@ class Cluster:
         found: Object = msgspec.json.decode(await self.api.call("GET", self._path))
         return found
 
-    async def apply(self, change: Change, *, dry_run: bool = False) -> Object:
+    async def apply(self, change: Change) -> Object:
         """Make the change, server-side; the Deployment as it is then. Raises ClusterError."""
-        query = {"fieldManager": MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
+        query = {"fieldManager": MANAGER, "force": "true"}
         body = configuration(change.before, change.after)
         content_type = "application/apply-patch+yaml"
         answer = await self.api.call("PATCH", self._path, query=query, body=body, content_type=content_type)
@@ -190,9 +190,18 @@ def deployments_in(text: str, name: str) -> tuple[list[Object], int]:
     except yaml.YAMLError as error:
         raise PatchError(f"the file is not understood as YAML: {' '.join(str(error).split())}") from None
     for number, each in enumerate(documents):
-        if isinstance(each, dict) and each.get("kind") == "Deployment" and each["metadata"].get("name") == name:
+        if _is_deployment(each) and each["metadata"].get("name") == name:
             return documents, number
     raise PatchError(f"the file has no Deployment called {name!r}")
+
+
+def _is_deployment(document: Any) -> bool:
+    """Whether it has all that is looked at: a cluster's objects have, files may hold anything."""
+    try:
+        named = all(isinstance(each["name"], str) for each in document["spec"]["template"]["spec"]["containers"])
+        return bool(named and document["kind"] == "Deployment" and isinstance(document["metadata"], dict))
+    except (LookupError, TypeError):
+        return False
 
 
 def _written(deployment: Object) -> Object:
@@ -206,6 +215,3 @@ def _appliers(deployment: Object) -> Iterator[str]:
     for entry in deployment["metadata"].get("managedFields") or ():
         if entry.get("manager") != MANAGER and entry.get("subresource") != "status":
             yield str(entry.get("manager"))
-
-
-__all__ = ["Change", "Cluster", "ClusterError", "Target", "described", "disabling", "enabling", "to_yaml"]

@@ -27,6 +27,11 @@ def load_policy(spec: str) -> Policy | None:
     if spec in POLICIES:
         return None
     home, _, name = spec.rpartition(":")
+    if not home:
+        problem = f"{spec!r} is no policy"
+        raise ConfigError(
+            "routing.policy", problem, f"Give one of {', '.join(POLICIES)}, MODULE:CLASS or FILE.py:CLASS."
+        )
     try:
         module = _file(Path(home)) if home.endswith(".py") else _module(home)
         policy = getattr(module, name)()

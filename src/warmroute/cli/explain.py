@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import click
 
+from warmroute.config.addresses import parse_url
 from warmroute.errors import ExplainError
+
+_TIMEOUT_S = 300.0
+
+
+_PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
+"""What a body has -> where it is sent."""
 
 
 @click.command("explain")
@@ -22,6 +32,8 @@ from warmroute.errors import ExplainError
     "--request", "path", type=click.Path(path_type=Path, allow_dash=True), help="A request body to send; `-` is stdin."
 )
 @click.option("--endpoint", help="Path the request is sent to  [default: by its content]")
+@click.option("--key-file", metavar="FILE", help="File with the API key, if the gateway asks for one.")
+@click.option("--ca", metavar="FILE", help="PEM file that vouches for an https:// gateway  [default: the system's]")
 @click.option("--json", "as_json", is_flag=True, help="As the gateway gives it.")
 def command(request_id: str | None, url: str, last: int | None, path: Path | None, **how: Any) -> int:
     """Print per candidate what was known, what it cost and why it won or lost, and what the engine reported.
@@ -30,16 +42,17 @@ def command(request_id: str | None, url: str, last: int | None, path: Path | Non
     """
     if sum(given is not None for given in (request_id, last, path)) != 1:
         raise click.UsageError("give exactly one of REQUEST_ID, --last and --request")
+    gateway = _gateway(url, how["key_file"], how["ca"])
     if path is not None:
-        request_id = _send(url, path, how["endpoint"])
+        request_id = _send(gateway, path, how["endpoint"])
     if request_id is not None:
-        decisions = [_get(url, f"/decisions/{quote(request_id, safe='')}")]
+        decisions = [gateway.get(f"/decisions/{quote(request_id, safe='')}")]
     else:
-        decisions = _get(url, f"/decisions?last={last}")["decisions"]
+        decisions = gateway.get(f"/decisions?last={last}")["decisions"]
     if how["as_json"]:
         click.echo(json.dumps(decisions if last else decisions[0], indent=1))
     else:
-        click.echo("\n\n".join(render(decision) for decision in decisions))
+        click.echo("\n\n".join(render(decision) for decision in decisions) or "no request has been decided yet")
     return 0
 
 
@@ -76,40 +89,84 @@ def _number(cost: float | None) -> str:
     return "none" if cost is None else f"{cost:.4f}"
 
 
-def _send(url: str, path: Path, endpoint: str | None) -> str:
-    body = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+def _send(gateway: _Gateway, path: Path, endpoint: str | None) -> str:
     try:
+        body = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
         content = json.loads(body)
+    except OSError as error:
+        raise ExplainError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ExplainError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ExplainError(f"{path} is no request: it holds no JSON object")
     if endpoint is None:
-        endpoint = "/v1/chat/completions" if "messages" in content else "/v1/completions"
-    status, headers, answer = _http(url, "POST", endpoint, body)
+        endpoint = next((where for name, where in _PATHS.items() if name in content), None)
+    if endpoint is None:
+        raise ExplainError(f"{path} has none of {', '.join(_PATHS)}: say with --endpoint where it is to be sent")
+    status, headers, answer = gateway.ask("POST", endpoint, body)
     request_id = headers.get("x-request-id")
     if request_id is None:
-        raise ExplainError(
-            f"the gateway answered {status} and named no request: {answer[:300].decode(errors='replace')}"
-        )
+        raise ExplainError(f"{gateway.url}{endpoint} answered {status} and named no request: {_shown(answer)}")
+    if status >= 400:
+        click.echo(f"{gateway.url}{endpoint} answered {status}: {_shown(answer)}", err=True)
     return request_id
 
 
-def _get(url: str, path: str) -> dict[str, Any]:
-    status, _, answer = _http(url, "GET", path)
-    if status != 200:
-        raise ExplainError(f"{url}{path} answered {status}: {answer[:300].decode(errors='replace')}")
-    found: dict[str, Any] = json.loads(answer)
-    return found
+@dataclass(frozen=True, slots=True)
+class _Gateway:
+    """A running gateway, over HTTP."""
+
+    url: str
+    address: tuple[str, int]
+    tls: ssl.SSLContext | None
+    credentials: Mapping[str, str]
+
+    def get(self, path: str) -> Any:
+        """What a page of its own says. Raises ExplainError."""
+        status, _, answer = self.ask("GET", path)
+        try:
+            if status == 200:
+                return json.loads(answer)
+        except ValueError:
+            raise ExplainError(f"what answers at {self.url} is no gateway of Warmroute's: {_shown(answer)}") from None
+        hint = {401: "; give --key-file", 404: "; operators may have a port of their own: give its --url"}.get(
+            status, ""
+        )
+        raise ExplainError(f"{self.url}{path} answered {status}: {_shown(answer)}{hint}")
+
+    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the answer. Raises ExplainError."""
+        connection = (
+            http.client.HTTPConnection(*self.address, timeout=_TIMEOUT_S)
+            if self.tls is None
+            else http.client.HTTPSConnection(*self.address, timeout=_TIMEOUT_S, context=self.tls)
+        )
+        try:
+            connection.request(method, path, body, {**self.credentials, "content-type": "application/json"})
+            response = connection.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ExplainError(f"no gateway answers at {self.url}: {str(error) or type(error).__name__}") from error
+        finally:
+            connection.close()
 
 
-def _http(url: str, method: str, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
-    parts = urlsplit(url)
-    make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = make(parts.hostname or "", parts.port, timeout=300)
+def _gateway(url: str, key_file: str | None, ca: str | None) -> _Gateway:
     try:
-        connection.request(method, path, body, {"content-type": "application/json"} if body else {})
-        response = connection.getresponse()
-        return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+        endpoint = parse_url(url)
+    except ValueError as error:
+        raise ExplainError(f"--url {url!r} {error}") from None
+    try:
+        tls = ssl.create_default_context(cafile=ca) if endpoint.tls else None
     except OSError as error:
-        raise ExplainError(f"no gateway answers at {url}: {error}") from error
-    finally:
-        connection.close()
+        raise ExplainError(f"--ca {ca!r} cannot be used: {error}") from error
+    try:
+        key = None if key_file is None else Path(key_file).read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise ExplainError(f"--key-file {key_file!r} cannot be read: {error}") from error
+    credentials = {} if key is None else {"authorization": f"Bearer {key}"}
+    return _Gateway(endpoint.url, (endpoint.host, endpoint.port), tls, credentials)
+
+
+def _shown(answer: bytes) -> str:
+    return answer[:300].decode(errors="replace")

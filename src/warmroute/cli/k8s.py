@@ -118,9 +118,13 @@ def _change(target: Target, make: Callable[[dict[str, Any]], Change], given: dic
 
 def _in_file(target: Target, make: Callable[[dict[str, Any]], Change], given: dict[str, Any]) -> int:
     from warmroute.app.k8s import deployments_in, to_yaml  # noqa: PLC0415
+    from warmroute.core.event_arguments import PatchError  # noqa: PLC0415
 
     name = given["filename"]
-    text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise PatchError(f"{name} cannot be read: {error}") from error
     documents, number = deployments_in(text, target.name)
     change = make(documents[number])
     _warn(change)

@@ -6,7 +6,7 @@ import secrets
 
 import click
 
-from warmroute.core.keys import KEY_PREFIX, digest_of, parse_keys
+from warmroute.core.keys import KEY_PREFIX, digest_of, is_name
 
 
 @click.command("key")
@@ -18,7 +18,8 @@ def command(name: str) -> int:
     """
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     line = f"{name} {digest_of(key)}"
-    parse_keys(line, "NAME")
+    if not is_name(name):
+        raise click.BadParameter("Give at most 64 letters, digits, dots, dashes, underscores and @.", param_hint="NAME")
     click.echo(f"key:  {key}")
     click.echo(f"line: {line}")
     return 0

@@ -49,13 +49,19 @@ def command(**options: object) -> int:
     named = {
         name: value for name, value in options.items() if name not in ("json_path", "html_path", "quiet", "listing")
     }
+    wanted = [options["json_path"], options["html_path"]]
     try:
+        for path in wanted:
+            if isinstance(path, Path):
+                path.open("ab").close()  # whether it can be written is better known before a long run than after it
         wish = Wish(**named)  # type: ignore[arg-type]
         done = simulate(wish, _no_progress if options["quiet"] else _progress)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise SimulationError(f"{error.filename}: {error.strerror}") from error
+    except ValueError as error:
         raise SimulationError(str(error)) from error
     click.echo(done.table)
-    for path, content in ((options["json_path"], done.json), (options["html_path"], done.html)):
+    for path, content in zip(wanted, (done.json, done.html), strict=True):
         if isinstance(path, Path):
             path.write_bytes(content())
     return 0

@@ -8,7 +8,7 @@ its settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -21,7 +21,9 @@ from warmroute.config.addresses import (
     parse_zmq,
     parse_zmq_listen,
 )
+from warmroute.config.sources import Source
 from warmroute.config.tree import Config, EngineConfig, MembershipConfig
+from warmroute.config.values import raise_all
 from warmroute.errors import ConfigError
 
 Said: TypeAlias = Callable[[str], str | None]
@@ -235,6 +237,8 @@ def _several_processes(config: Config, said: Said) -> Iterator[ConfigError]:
             yield ConfigError(f"engines[{number}].events_listen", problem, remedy)
 
 
+_OF_ENGINES: Final[tuple[Rule, ...]] = (_one_key_each, _distinct_engines, _distinct_sockets)
+"""Rules that look at nothing else."""
 RULES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
     (("events.enabled", "tokenizer.mode"), _tokens_for_events),
     (("tokenizer.mode", "tokenizer.path"), _local_needs_path),
@@ -260,6 +264,12 @@ RULES: Final[tuple[tuple[tuple[str, ...], Rule], ...]] = (
     (("engines", "events.port", "events.replay_port"), _replay_clear_of_ranks),
 )
 """The leaves that a rule looks at, and the rule."""
+
+
+def check_engines(engines: Sequence[EngineConfig], source: Source) -> None:
+    """Raise ConfigError for what engines that `source` lists by themselves say against themselves or each other."""
+    config = Config(engines=tuple(engines))
+    raise_all([error for rule in _OF_ENGINES for error in rule(config, lambda _: str(source))])
 
 
 def _exposed(config: Config, said: Said) -> Iterator[str]:

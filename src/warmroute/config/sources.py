@@ -39,6 +39,8 @@ class Origin(enum.StrEnum):
     ENVIRONMENT = "environment"
     ALIAS = "alias"
     FILE = "file"
+    REQUEST = "request"
+    """An operator's, of a running gateway: engines alone come so."""
     DEFAULT = "default"
 
 
@@ -64,7 +66,7 @@ class Given:
     @property
     def textual(self) -> bool:
         """Whether the source knows text only."""
-        return self.source.origin is not Origin.FILE
+        return self.source.origin not in (Origin.FILE, Origin.REQUEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +188,11 @@ def _unknown_variable(name: str, known: Collection[str]) -> ConfigError:
     close = get_close_matches(name, known, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     prefixes = [f"{ENV_PREFIX}{key.replace('.', '_').upper()}_" for key in SECTIONS]
-    section = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=ENV_PREFIX)
-    alike = ", ".join(variable for variable in known if variable.startswith(section))
+    section = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+    if section is None:
+        alike = f"{ENV_PREFIX}SECTION_SETTING for each setting of the file, and {', '.join(OTHER_VARIABLES)}"
+    else:
+        alike = ", ".join(variable for variable in known if variable.startswith(section))
     return ConfigError(name, "unknown variable (environment)", f"{hint}Known: {alike}.")
 
 

@@ -6,6 +6,7 @@ Invariant: these are values: a decision says what was weighed, and nothing here 
 from __future__ import annotations
 
 import enum
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 
 from warmroute.core.load import Lease
 from warmroute.core.policies.contract import Candidates, Policy
+from warmroute.core.rows import cheapest, gather
 from warmroute.core.speculation import Claim
 from warmroute.types import PrefixHash, TokenIds, Worker, WorkerId
 
@@ -98,15 +100,15 @@ class Decision(msgspec.Struct):
     """Prompt tokens the chosen worker is predicted to take from its cache."""
     claimed_tokens: int
     """The part of `overlap_tokens` that rests on requests still under way there."""
-    expected_s: float
-    """Seconds from now to the first token that are expected of the chosen worker."""
     predicted_tokens: int | None
     """Cached prompt tokens the engine will report: those of its last prompt and answer. None: cannot be known."""
     lease: Lease
     claims: tuple[Claim, ...]
     chain: Sequence[PrefixHash]
     candidates: Candidates
-    costs: Sequence[float]
+    chosen: int
+    """Place of the worker among the candidates."""
+    costs: array[float]
     memo: Any
     at: float
     decided_by: Policy
@@ -116,6 +118,11 @@ class Decision(msgspec.Struct):
     """Seconds until the first byte came, if it was seen."""
     left_out: int = 0
     """Candidates that are not kept any more."""
+
+    @property
+    def expected_s(self) -> float:
+        """Seconds from the decision to the first token that were expected of the chosen worker."""
+        return self.candidates.first_token_s(self.chosen)
 
     def explain(self) -> list[CandidateView]:
         """Every candidate with its numbers, the cheapest first."""
@@ -142,22 +149,23 @@ class Decision(msgspec.Struct):
                 wait_s=wait_s[i],
                 cost=self.costs[i],
                 terms={name: column[i] * share(self.costs[i], worker.weight) for name, column in terms.items()},
-                chosen=worker.id == self.worker.id,
+                chosen=i == self.chosen,
             )
             rows.append(row)
         return sorted(rows, key=lambda row: (row.cost, not row.chosen))
 
     def settle(self, candidates_max: int) -> None:
-        """Keep of the candidates only what `explain` needs, of the chosen and the cheapest ones."""
+        """Keep of the candidates only what `explain` needs, of the chosen and so many of the cheapest ones."""
         self.candidates.token_ids, self.candidates.chain = None, ()
         n = len(self.costs)
-        if n > candidates_max:
-            chosen = self.candidates.workers.index(self.worker)
-            cheapest = sorted(range(n), key=self.costs.__getitem__)[:candidates_max]
-            kept = sorted({chosen, *cheapest})
+        if n > candidates_max + 1:
+            kept = cheapest(self.costs, candidates_max)
+            if self.chosen not in kept:
+                kept = sorted((self.chosen, *kept))
             self.candidates = self.candidates.only(kept)
-            self.costs = [self.costs[i] for i in kept]
-            self.left_out = n - len(kept)
+            self.costs = gather(self.costs, 1, kept)
+            self.chosen = kept.index(self.chosen)
+            self.left_out += n - len(kept)
 
 
 def share(cost: float, weight: float) -> float:

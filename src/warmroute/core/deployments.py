@@ -39,6 +39,8 @@ RELEASE_MIN: Final = (0, 9)
 """The first vLLM that has `--kv-events-config`."""
 _SHELLS: Final = frozenset({"sh", "bash", "ash", "dash", "zsh"})
 _FIELDS: Final = ("command", "args", "ports", "image")
+"""Of the container, and below, of the pod's metadata: everything that is changed."""
+_POD_FIELDS: Final = ("labels", "annotations")
 _LABEL_VALUE_MAX: Final = 63
 
 
@@ -83,7 +85,7 @@ def disabled(deployment: Mapping[str, Any]) -> Object:
     annotations = result["metadata"].get("annotations") or {}
     if BEFORE not in annotations:
         raise PatchError(f"it has no annotation {BEFORE}: `warmroute k8s enable` has not changed it; nothing to undo")
-    kept = json.loads(annotations.pop(BEFORE))
+    kept = _kept(annotations.pop(BEFORE))
     if not annotations:
         del result["metadata"]["annotations"]
     template = result["spec"]["template"]
@@ -98,7 +100,7 @@ def disabled(deployment: Mapping[str, Any]) -> Object:
         )
     for name in _FIELDS:
         _put(engine, name, _undone(now[name], before[name], after[name]))
-    for name in ("labels", "annotations"):
+    for name in _POD_FIELDS:
         _put(template.setdefault("metadata", {}), name, _undone(now[name], before[name], after[name]))
     return result
 
@@ -130,7 +132,7 @@ def configuration(before: Mapping[str, Any], after: Mapping[str, Any]) -> Object
     applied: Object = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta}
     if kept is not None:
         meta["annotations"] = {BEFORE: kept}
-    record = json.loads(kept or before["metadata"]["annotations"][BEFORE])
+    record = _kept(kept or before["metadata"]["annotations"][BEFORE])
     states = (record["before"], record["after"])
     now, was = (_state_of(each, record["container"]) for each in (after, before))
     ours: Object = {"name": record["container"]}
@@ -141,7 +143,7 @@ def configuration(before: Mapping[str, Any], after: Mapping[str, Any]) -> Object
     if added:
         ours["ports"] = added
     pod_meta = {}
-    for name in ("labels", "annotations"):
+    for name in _POD_FIELDS:
         first, then = states[0][name] or {}, states[1][name] or {}
         ours_of = {*_differing(first, then), *_differing(was[name] or {}, now[name] or {})}
         mine = {key: value for key, value in (now[name] or {}).items() if key in ours_of}
@@ -168,10 +170,23 @@ def progress(deployment: Mapping[str, Any]) -> tuple[bool, str]:
     return seen and numbers == [wanted] * 3, f"{numbers[0]} of {wanted} pods are new, {numbers[1]} available"
 
 
+def _kept(text: str) -> Object:
+    """What the annotation keeps. Raises PatchError if somebody has changed it."""
+    try:
+        kept: Object = json.loads(text)
+        container, *states = kept["container"], kept["before"], kept["after"]
+        whole = isinstance(container, str) and all(state.keys() == {*_FIELDS, *_POD_FIELDS} for state in states)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise PatchError(f"its annotation {BEFORE} is not what `warmroute k8s enable` wrote: remove it by hand")
+    return kept
+
+
 def _remember(metadata: Object, container: str, before: Object, after: Object) -> None:
     """Keep what was there before the first change; what came between two changes of ours is not ours to undo."""
     annotations = dict(metadata.get("annotations") or {})
-    first = json.loads(annotations[BEFORE]) if BEFORE in annotations else None
+    first = _kept(annotations[BEFORE]) if BEFORE in annotations else None
     if first is not None and (first["container"], first["after"]) != (container, before):
         return
     kept = {"container": container, "before": before if first is None else first["before"], "after": after}
@@ -203,6 +218,8 @@ def _words(engine: Mapping[str, Any]) -> tuple[list[str], str]:
     """The words of the command line to change, and the field that they are in. Raises PatchError."""
     command, args = list(engine.get("command") or ()), list(engine.get("args") or ())
     everything = [*command, *args]
+    if unquoted := next((word for word in everything if not isinstance(word, str)), None):
+        raise PatchError(f"{unquoted!r} among the arguments of its container {engine['name']!r} is no text: quote it")
     for word, following in itertools.pairwise(everything):
         if word.rpartition("/")[2] in _SHELLS and re.fullmatch(r"-\w*c", following):
             raise PatchError(
@@ -276,7 +293,7 @@ def _obstacles(engine: Mapping[str, Any], words: tuple[str, ...]) -> Iterator[st
 def _state(template: Mapping[str, Any], engine: Mapping[str, Any]) -> Object:
     """Everything that is changed, as it is; None: not there."""
     meta = template.get("metadata") or {}
-    found = {name: engine.get(name) for name in _FIELDS} | {name: meta.get(name) for name in ("labels", "annotations")}
+    found = {name: engine.get(name) for name in _FIELDS} | {name: meta.get(name) for name in _POD_FIELDS}
     return copy.deepcopy(found)
 
 

@@ -39,6 +39,9 @@ UNKNOWN_VARIABLES: Final = {
 EVENTS_PORT, REPLAY_DISTANCE_MIN = 5557, 10
 RANKS_FLAGS: Final = ("--data-parallel-size", "-dp")
 _NUMBERS: Final = frozenset({"buffer_steps", "hwm", "max_queue_size"})
+_BOUND: Final = {"endpoint": ("*", "[::]"), "replay_endpoint": ("*", "[::]", "0.0.0.0")}  # noqa: S104 - compared with
+"""Hosts that an engine binds for others to reach. Its replay socket it binds wherever it is told; its PUB socket only
+where the address has `*` or `::`, for with any other it connects, and nobody hears it."""
 
 
 class PatchError(WarmrouteError):
@@ -108,19 +111,20 @@ def completed(found: Found, variables: Mapping[str, str], ranks: int) -> dict[st
     events = {key: _value(key, variables[name]) for name, key in UNKNOWN_VARIABLES.items() if name in variables}
     events |= found.events
     events |= {"enable_kv_cache_events": True, "publisher": "zmq"}
-    port = _bound_port(events.get("endpoint")) or EVENTS_PORT
-    replay = _bound_port(events.get("replay_endpoint"))
+    port = _port(events.get("endpoint")) or EVENTS_PORT
+    replay = _port(events.get("replay_endpoint"))
     if replay is None or abs(replay - port) < ranks:  # rank r adds r to both: they would meet
         replay = port + max(REPLAY_DISTANCE_MIN, ranks)
     for key, number in (("endpoint", port), ("replay_endpoint", replay)):
-        if _bound_port(events.get(key)) != number:
+        host, _, _ = _parts(events.get(key))
+        if host not in _BOUND[key] or _port(events[key]) != number:
             events[key] = f"tcp://*:{number}"
     return {key: value for key, value in events.items() if value not in (None, "")}
 
 
 def ports(events: Mapping[str, Any]) -> tuple[int, int]:
     """The event and the replay port of rank 0."""
-    return _bound_port(events["endpoint"]) or EVENTS_PORT, _bound_port(events["replay_endpoint"]) or 0
+    return _port(events["endpoint"]) or EVENTS_PORT, _port(events["replay_endpoint"]) or 0
 
 
 def worked_in(found: Found, events: Mapping[str, Any]) -> list[str]:
@@ -147,8 +151,12 @@ def _value(key: str, text: str) -> Any:
     return int(text) if key in _NUMBERS and text.isdecimal() else text
 
 
-def _bound_port(address: object) -> int | None:
-    """The port of an address that an engine can bind for others to reach; None: it is no such address."""
-    host, _, port = str(address or "").removeprefix("tcp://").rpartition(":")
-    wide = host in ("*", "0.0.0.0", "[::]")  # noqa: S104 - compared with, not bound to
+def _port(address: object) -> int | None:
+    """The port of an address that means every interface; None: it is no such address."""
+    host, _, port = _parts(address)
+    wide = host in _BOUND["replay_endpoint"]
     return int(port) if wide and port.isdecimal() and 0 < int(port) <= 65535 else None
+
+
+def _parts(address: object) -> tuple[str, str, str]:
+    return str(address or "").removeprefix("tcp://").rpartition(":")

@@ -62,6 +62,11 @@ class Keys:
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
 
 
+def is_name(text: str) -> bool:
+    """Whether a key may be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
 def digest_of(secret: str) -> str:
     """A secret's hash, as the file has it."""
     return f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
@@ -92,7 +97,7 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
 
 def _key(fields: list[str], setting: str, place: str) -> ApiKey:
     # Nothing of a line is ever quoted: it may hold a secret that somebody put there unhashed.
-    if len(fields) < 2 or not _NAME.fullmatch(fields[0]):
+    if len(fields) < 2 or not is_name(fields[0]):
         raise ConfigError(setting, f"{place} is not NAME HASH", "Write what `warmroute key NAME` prints.")
     digest = _DIGEST.fullmatch(fields[1])
     if digest is None:

@@ -1,75 +1,84 @@
-"""The candidates of a request in columns: position i of each list is one worker.
+"""The candidates of a request in rows: row i of each array is of one worker.
 
-A thousand small objects for each request would cost more than the decision. Invariant: all columns of one request have
+A thousand small objects for each request would cost more than the decision. Invariant: all rows of one request have
 the order of `Lanes.workers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import TypeVar
 
+from warmroute.core.hashing import NATIVE
 from warmroute.core.load import LoadTable
+from warmroute.core.rows import BYTES, HELD, gather
 from warmroute.types import Trust, TrustState, Worker, WorkerId
 
-T = TypeVar("T")
+if NATIVE:
+    from warmroute import _native
+
+N = TypeVar("N", int, float)
 
 
 class Lanes:
     """The workers of one fleet that could serve one model: what of them does not change from request to request."""
 
-    __slots__ = ("all_believed", "belief", "kv_tokens_max", "positions", "take", "weights", "workers")
+    __slots__ = ("_first", "_slots", "belief", "kv_tokens_max", "nothing", "positions", "weights", "workers")
 
     def __init__(self, workers: tuple[Worker, ...], load: LoadTable, degraded_belief: float) -> None:
         self.workers = workers
         self.positions = {worker.id: i for i, worker in enumerate(workers)}
-        self.kv_tokens_max = min((worker.kv_tokens_max or 0 for worker in workers), default=0)
-        self.take = _taker([load.slot(worker.id) for worker in workers])
-        """Takes this model's entries out of columns of the load table."""
-        self.belief = [_belief(w.trust, degraded_belief) for w in workers]
-        self.all_believed = min(self.belief) == 1.0
+        slots = [load.slot(worker.id) for worker in workers]
+        self._first = slots[0]
+        self._slots = None if slots == list(range(slots[0], slots[0] + len(slots))) else array("q", slots)
+        """Where they are in the load table; None: one behind the other, from the first on."""
+        self.nothing = array("q", bytes(BYTES * HELD * len(workers)))
+        """What they hold of a prompt of which nobody holds anything: to be copied, not changed."""
+        self.belief = array("d", [_belief(w.trust, degraded_belief) for w in workers])
+        self.kv_tokens_max = array("d", [worker.kv_tokens_max or inf for worker in workers])
         weights = [w.weight for w in workers]
         self.weights = None if all(weight == 1.0 for weight in weights) else weights
 
+    def take(self, numbers: array[N], width: int) -> array[N]:
+        """These workers' rows of the load table's."""
+        if self._slots is not None:
+            return gather(numbers, width, self._slots)
+        return numbers[self._first * width : (self._first + len(self.workers)) * width]
 
-class Held:
-    """What each candidate is thought to hold of one request, in tokens, in columns."""
 
-    __slots__ = ("claimed", "cpu", "overlap", "storage")
+Matched = tuple[Sequence[int], Sequence[int], Sequence[int]]
+"""Workers, how many blocks they hold, and those by medium, three each: `index.contract.Columns`."""
 
-    def __init__(self, n: int) -> None:
-        self.overlap = [0] * n
-        self.cpu = [0] * n
-        self.storage = [0] * n
-        self.claimed = [0] * n
 
-    def confirm(
-        self, positions: Mapping[WorkerId, int], size: int, columns: tuple[Sequence[int], Sequence[int], Sequence[int]]
-    ) -> None:
-        """What the events of each worker say: workers, blocks of `size` tokens, and those by medium, three each.
+def confirm_in_python(held: array[int], positions: Mapping[WorkerId, int], matched: Matched, block_size: int) -> None:
+    """Put into `held`, of which all is 0, what the events of each worker say of blocks of this size, in tokens.
 
-        Of several block sizes, the one that gives the most tokens counts.
-        """
-        overlap = self.overlap
-        workers, blocks, by_medium = columns
-        on_gpu = sum(by_medium[::3]) == sum(blocks)
-        for n, (worker, count) in enumerate(zip(workers, blocks, strict=True)):
-            i = positions.get(worker)  # type: ignore[call-overload]  # a call of WorkerId costs as much again
-            if i is not None and overlap[i] < count * size:
-                overlap[i] = count * size
-                if not on_gpu:
-                    self.cpu[i], self.storage[i] = by_medium[3 * n + 1] * size, by_medium[3 * n + 2] * size
+    What `_native.confirm` does, and what judges it.
+    """
+    workers, blocks, by_medium = matched
+    for n, (worker, count) in enumerate(zip(workers, blocks, strict=True)):
+        i = positions.get(WorkerId(worker))
+        if i is not None:
+            row = HELD * i
+            held[row] = count * block_size
+            held[row + 1], held[row + 2] = by_medium[3 * n + 1] * block_size, by_medium[3 * n + 2] * block_size
+
+
+confirm: Callable[[array[int], Mapping[WorkerId, int], Matched, int], None] = (
+    _native.confirm if NATIVE else confirm_in_python
+)
+
+
+def most_of(one: array[int], other: array[int]) -> array[int]:
+    """Of each candidate the row that says it holds more."""
+    best = one[:]
+    for row in range(0, len(best), HELD):
+        if other[row] > best[row]:
+            best[row : row + HELD] = other[row : row + HELD]
+    return best
 
 
 def _belief(trust: Trust, degraded_belief: float) -> float:
     return min(trust.belief, degraded_belief) if trust.state is TrustState.DEGRADED else 1.0
-
-
-def _taker(slots: Sequence[int]) -> Callable[[Iterable[list[T]]], list[list[T]]]:
-    first, behind = slots[0], slots[0] + len(slots)
-    if list(slots) == list(range(first, behind)):
-        span = slice(first, behind)  # made once: written out, each column would make one of its own
-        return lambda columns: [column[span] for column in columns]
-    take = itemgetter(*slots)
-    return lambda columns: [list(take(column)) for column in columns]

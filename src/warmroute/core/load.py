@@ -5,15 +5,16 @@ late to keep a burst from piling onto one worker. A request is in prefill until 
 is decoding. An answer that is not streamed shows no first byte before its end, so its prefill is taken as done after
 the time it was estimated to take.
 
-Everything is kept in columns, one number per worker, because a decision reads all workers at once. The time at which a
-worker's prefill queue will be empty is one of them: booked seconds are added at dispatch, time passing takes them away,
-and every first byte says how far the worker really is::
+Everything is kept in columns, one number per worker, because a decision reads all workers at once; the columns that it
+reads lie in rows (`rows.py`). The time at which a worker's prefill queue will be empty is one of them: booked seconds
+are added at dispatch, time passing takes them away, and every first byte says how far the worker really is::
 
     booked       |--- A ---|-- B --|---- C ----|      first byte of A at t: C will be done at t + B + C
                            ^ t                 ^ free_at
 
-First and last bytes also say when a step ended, and that the next began: who comes right then waits for all of it,
-though nothing is queued. Without this, requests would be drawn to each worker at the worst moment, when its load falls.
+The pieces of answers also say when a step ended, and that the next began: who comes right then waits for all of it,
+though nothing is queued (`steps.py`). Without this, requests would be drawn to each worker at the worst moment, when
+its load falls. Where there are no streams, first and last bytes must do.
 
 Where several processes serve together, the table publishes its sums and adds what the others publish (`sharing.py`).
 
@@ -23,49 +24,48 @@ Invariant: a worker's counts are the sums over its open leases, and zero without
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections.abc import Iterable
 from math import exp
-from operator import add
-from typing import NamedTuple
+
+import msgspec
 
 from warmroute.core.rates import RateTable, pairs
-from warmroute.core.sharing import Others, Sharing, key_of
+from warmroute.core.rows import COUNTS, TIMES, Rows
+from warmroute.core.sharing import Booked, Sharing, key_of, together
+from warmroute.core.steps import SAME_STEP_S, Steps, wait_s
 from warmroute.types import LeaseId, Worker, WorkerId
 
 RECENT_S = 20.0
 """Time constant of what `of late` means: some queues long, and short beside the swings of a day."""
 NOTHING = (0.0, 0.0)
-SAME_STEP_S = 0.002
-"""First bytes that come closer together than this are of one step: no engine's steps are shorter."""
 STEP_SHARE = 2 / 3
 """Of a step as it was learned, which has in it half of the one that a request finds under way, on average."""
 
 
-class Lease:
+class Lease(msgspec.Struct, eq=False, gc=False):
     """One request's claim on one worker, from dispatch to last byte."""
 
-    __slots__ = (
-        "at", "id", "mark", "observable", "open", "others_mark", "prefilling", "prompt_tokens", "slot",
-        "uncached_tokens", "worker",
-    )  # fmt: skip
-
-    def __init__(self, lease: LeaseId, worker: WorkerId, prompt_tokens: int, uncached_tokens: int) -> None:
-        self.id = lease
-        self.worker = worker
-        self.prompt_tokens = prompt_tokens
-        self.uncached_tokens = uncached_tokens
-        """Prompt tokens the worker must compute for it, as estimated at dispatch."""
-        self.prefilling = True
-        self.open = True
-        self.slot = 0
-        self.at = 0.0
-        """When it was dispatched."""
-        self.mark = 0.0
-        """Seconds of prefill ever booked on the worker, this one's included."""
-        self.observable = True
-        """Whether its first byte comes long before its end."""
-        self.others_mark = NOTHING
-        """Tokens and pairs that other processes had ever seen computed there."""
+    id: LeaseId
+    worker: WorkerId
+    slot: int
+    prompt_tokens: int
+    uncached_tokens: int
+    """Prompt tokens the worker must compute for it, as estimated at dispatch."""
+    at: float
+    """When it was dispatched or, where that is known, when the step was due that it could be part of."""
+    mark: float
+    """Seconds of prefill ever booked on the worker, this one's included."""
+    observable: bool
+    """Whether its first byte comes long before its end."""
+    others_mark: tuple[float, float] = NOTHING
+    """Tokens and pairs that other processes had ever seen computed there."""
+    prefilling: bool = True
+    open: bool = True
+    due_s: float | None = None
+    """How long after the dispatch a step was due, where nothing but generations ran."""
+    begun: int = 0
+    """Steps that its worker had been seen to begin before it."""
 
 
 class Load:
@@ -96,36 +96,28 @@ class Load:
         return f"Load(requests={self.requests}, prefill_tokens={self.prefill_tokens}, decoding={self.decoding})"
 
 
-class Columns(NamedTuple):
-    """What decisions read: entry i of each list is of the worker in place i, all processes together."""
-
-    requests: list[int]
-    prefilling: list[int]
-    prefill_tokens: list[int]
-    kv_tokens: list[int]
-    free_at: list[float]
-    busy: list[float]
-    requests_per_s: float
-
-
 class LoadTable:
     """Load per worker. The one place where leases are opened, moved on and closed."""
 
     def __init__(self, rates: RateTable | None = None, sharing: Sharing | None = None) -> None:
         self.rates = rates or RateTable()
         self.sharing = sharing
-        self.requests: list[int] = []
+        self.steps = Steps()
+        self._counts = Rows[int]("q", COUNTS)
+        self._times = Rows[float]("d", TIMES)
+        self.requests: memoryview[int]
         """Requests in flight."""
-        self.prefilling: list[int] = []
+        self.prefilling: memoryview[int]
         """Requests in flight that wait for their first byte."""
-        self.prefill_tokens: list[int] = []
+        self.prefill_tokens: memoryview[int]
         """Prompt tokens to be computed for those."""
-        self.kv_tokens: list[int] = []
+        self.kv_tokens: memoryview[int]
         """Prompt tokens of all requests in flight: what of the worker's cache cannot be evicted now, at least."""
-        self.free_at: list[float] = []
+        self.free_at: memoryview[float]
         """When what is booked is expected to be computed, or a step that is known to have begun to be over."""
-        self.busy: list[float] = []
+        self.busy: memoryview[float]
         """Share of the last `RECENT_S` seconds or so for which prefill was booked."""
+        self._make_room(1)
         self.requests_per_s = 0.0
         """Bookings of late, on all workers together."""
         self.computed_tokens: list[int] = []
@@ -147,20 +139,28 @@ class LoadTable:
         self._unobserved: list[tuple[float, LeaseId, Lease]] = []
         self._last_lease = 0
 
+    def _make_room(self, workers: int) -> None:
+        if self._counts.reach(workers):
+            self.requests, self.prefilling, self.prefill_tokens, self.kv_tokens = self._counts.columns
+        if self._times.reach(workers):
+            self.free_at, self.busy = self._times.columns
+
     def slot(self, worker: WorkerId) -> int:
         """The worker's place in every column, given when it is first asked for; it keeps it until `keep_only`."""
         slot = self._slots.get(worker)
         if slot is None:
-            slot = self._unused.pop() if self._unused else len(self.requests)
-            if slot == len(self.requests):
-                for counts in self._counts():
-                    counts.append(0)
-                for times in self._times():
-                    times.append(0.0)
+            slot = self._unused.pop() if self._unused else len(self._booked_s)
+            if slot == len(self._booked_s):
+                self._make_room(slot + 1)
+                for count in self.computed_tokens, self._step_tokens, self._step_context:
+                    count.append(0)
+                for column in self._own_times():
+                    column.append(0.0)
                 self._others_mark.append(NOTHING)
                 if self.sharing is not None:
                     self.sharing.name(slot, 0.0)
             self.rates.start(slot)
+            self.steps.start(slot)
             self._slots[worker] = slot
         return slot
 
@@ -178,7 +178,8 @@ class LoadTable:
             slot = self._slots[worker]
             if not self.requests[slot]:
                 del self._slots[worker]
-                for times in self._times():
+                self.free_at[slot] = self.busy[slot] = 0.0
+                for times in self._own_times():
                     times[slot] = 0.0
                 self._others_mark[slot] = NOTHING
                 self._unused.append(slot)
@@ -195,22 +196,28 @@ class LoadTable:
         taken as done when it is expected to be.
         """
         self._last_lease += 1
-        lease = Lease(LeaseId(self._last_lease), worker, prompt_tokens, uncached_tokens)
-        slot = lease.slot = self.slot(worker)
+        slot = self.slot(worker)
         seconds = self.rates.prefill_s(slot, prompt_tokens, uncached_tokens)
-        if not self.prefilling[slot]:  # those behind it share its steps
+        due_s, step_s = self.free_at[slot] - now, self.rates.generation_s[slot] if self.requests[slot] else 0.0
+        wait = wait_s(due_s, step_s, self.steps.reach_s)
+        alone = not self.prefilling[slot]
+        if alone:  # those behind it share its steps
             seconds += self.rates.fixed_s[slot] + self.rates.per_context_s[slot] * self.kv_tokens[slot]
+            seconds = max(seconds, step_s)
         self.requests[slot] += 1
         self.prefilling[slot] += 1
         self.prefill_tokens[slot] += uncached_tokens
         self.kv_tokens[slot] += prompt_tokens
-        self.free_at[slot] = max(self.free_at[slot], now) + seconds
+        self.free_at[slot] = free_at = now + wait + seconds
         self.busy[slot] += seconds / RECENT_S
         self.requests_per_s += 1.0 / RECENT_S
-        lease.at, lease.observable = now, prefill_observable
-        lease.mark = self._booked_s[slot] = self._booked_s[slot] + seconds
+        self._booked_s[slot] = mark = self._booked_s[slot] + seconds
+        number = LeaseId(self._last_lease)
+        lease = Lease(number, worker, slot, prompt_tokens, uncached_tokens, now, mark, prefill_observable)
+        if alone and step_s and due_s > 0.0:
+            lease.at, lease.due_s, lease.begun = now + wait, due_s, self.steps.begun[slot]
         if not prefill_observable:
-            heapq.heappush(self._unobserved, (self.free_at[slot], lease.id, lease))
+            heapq.heappush(self._unobserved, (free_at, number, lease))
         if self.sharing is not None:
             lease.others_mark = self.sharing.computed(slot)
             self._publish(slot)
@@ -220,7 +227,15 @@ class LoadTable:
         """The lease's first byte of body came: it is decoding now. No-op when that is known already."""
         if not (lease.open and lease.prefilling):
             return
-        slot = lease.slot
+        slot, steps = lease.slot, self.steps
+        if lease.observable:
+            begun = steps.begun[slot] - lease.begun
+            if now < steps.same_until[slot]:
+                begun -= 1  # of the very step that brought this byte, another one has told
+            else:
+                steps.begin(slot, now, self.rates.generation_s, None)
+            if lease.due_s is not None:
+                steps.learn(lease.due_s, begun, self.rates.generation_s[slot])
         self._begin_decoding(lease)
         if lease.observable:
             self._observe(lease, now)
@@ -231,6 +246,17 @@ class LoadTable:
             self.free_at[slot] = now + self._generation_s(slot)
         if lease.observable:
             self._publish(slot)  # else its end follows at once
+
+    def stepped(self, lease: Lease, now: float) -> None:
+        """A further piece of the lease's answer came: a step of its worker is over, and the next has begun."""
+        slot = lease.slot
+        if now < self.steps.same_until[slot] or not lease.open:
+            return
+        generating = not self.prefilling[slot]
+        self.steps.begin(slot, now, self.rates.generation_s, self._generation_s(slot) if generating else None)
+        if generating:
+            self.free_at[slot] = now + self._generation_s(slot)
+            self._publish(slot)
 
     def release(self, lease: Lease, now: float) -> None:
         """Close the lease, however it ended. No-op when it is closed already."""
@@ -251,11 +277,11 @@ class LoadTable:
         """Take as computed what no first byte will tell of and should be done by `now` seconds."""
         if now - self._faded_at >= 1.0:
             share = exp((self._faded_at - now) / RECENT_S)
-            self.busy = [busy * share for busy in self.busy]
+            self.busy[:] = memoryview(array("d", [busy * share for busy in self.busy.tolist()]))
             self.requests_per_s *= share
             self._faded_at = now
-            for slot in self._slots.values() if self.sharing is not None else ():
-                self._publish(slot)
+            if self.sharing is not None:
+                self.sharing.put_busy(self.busy[: len(self._booked_s)], self.requests_per_s)
         unobserved = self._unobserved
         # Those that are over already go too: every request would walk a heap of thousands that wait for their time.
         while unobserved and (unobserved[0][0] <= now or not unobserved[0][2].prefilling):
@@ -264,19 +290,11 @@ class LoadTable:
                 self._begin_decoding(lease)
                 self._publish(lease.slot)
 
-    def columns(self, now: float) -> Columns:
+    def rows(self, now: float) -> Booked:
         """What the workers have to do at `now` seconds, for all processes. Not to be changed, nor kept."""
         self.pass_time(now)
-        mine = Columns(
-            self.requests,
-            self.prefilling,
-            self.prefill_tokens,
-            self.kv_tokens,
-            self.free_at,
-            self.busy,
-            self.requests_per_s,
-        )
-        return mine if self.sharing is None else _together(mine, self.sharing.others(now), now)
+        mine = self._counts.numbers, self._times.numbers, self.requests_per_s
+        return mine if self.sharing is None else together(mine, self.sharing.others(now), now)
 
     def requests_of(self, worker: WorkerId) -> int:
         """Requests in flight at `worker`, of all processes."""
@@ -301,12 +319,15 @@ class LoadTable:
 
     def _generation_s(self, slot: int) -> float:
         """Seconds that a step takes in which nothing but generations run."""
+        if seen := self.rates.generation_s[slot]:
+            return seen
         return STEP_SHARE * self.rates.step_s(slot, (1.0, 0.0, 0.0, float(self.kv_tokens[slot])))
 
     def _observe(self, lease: Lease, now: float) -> None:
         """Learn from a first byte. Those that come together are one step's."""
         slot = lease.slot
-        took = now - max(lease.at, self._progress_at[slot])
+        since = now - self._progress_at[slot]
+        took = min(since, now - lease.at)
         tokens, context = lease.uncached_tokens, self.kv_tokens[slot]
         pairs_ = pairs(lease.prompt_tokens, lease.uncached_tokens)
         if self.sharing is not None:
@@ -314,14 +335,15 @@ class LoadTable:
             tokens, pairs_ = tokens + more_tokens, pairs_ + more_pairs
             context += self.sharing.kv_tokens(slot)
         self._progress_at[slot] = now
-        if took < SAME_STEP_S:
+        if since < SAME_STEP_S:
             self._step_tokens[slot] += tokens
             self._step_pairs[slot] += pairs_
             return
         if self._step_s[slot]:
             features = 1.0, float(self._step_tokens[slot]), self._step_pairs[slot], float(self._step_context[slot])
             self.rates.observe(slot, features, self._step_s[slot])
-        self._step_tokens[slot], self._step_pairs[slot], self._step_s[slot] = tokens, pairs_, took
+        self._step_tokens[slot], self._step_pairs[slot] = tokens, pairs_
+        self._step_s[slot] = took if took > SAME_STEP_S else 0.0  # it came before its step was due: nobody knows when
         self._step_context[slot] = context
 
     def _others_progress(self, lease: Lease) -> tuple[int, float]:
@@ -348,20 +370,9 @@ class LoadTable:
             )
             self.sharing.put(slot, booked, self.requests_per_s)
 
-    def _counts(self) -> tuple[list[int], ...]:
-        return (
-            self.requests,
-            self.prefilling,
-            self.prefill_tokens,
-            self.kv_tokens,
-            self.computed_tokens,
-            self._step_tokens,
-            self._step_context,
-        )
-
-    def _times(self) -> tuple[list[float], ...]:
-        times = self.free_at, self.busy, self._booked_s, self._done_s, self._progress_at
-        return *times, self._step_s, self._step_pairs, self.computed_pairs
+    def _own_times(self) -> tuple[list[float], ...]:
+        """Columns that no decision reads."""
+        return self._booked_s, self._done_s, self._progress_at, self._step_s, self._step_pairs, self.computed_pairs
 
     def _begin_decoding(self, lease: Lease) -> None:
         lease.prefilling = False
@@ -369,17 +380,3 @@ class LoadTable:
         self.prefill_tokens[lease.slot] -= lease.uncached_tokens
         self.computed_tokens[lease.slot] += lease.uncached_tokens
         self.computed_pairs[lease.slot] += pairs(lease.prompt_tokens, lease.uncached_tokens)
-
-
-def _together(mine: Columns, others: Others, now: float) -> Columns:
-    """Counts add up, and so does what is queued: the worker does one after the other."""
-    queued = zip(mine.free_at, others.free_at, strict=True)
-    return Columns(
-        list(map(add, mine.requests, others.requests)),
-        list(map(add, mine.prefilling, others.prefilling)),
-        list(map(add, mine.prefill_tokens, others.prefill_tokens)),
-        list(map(add, mine.kv_tokens, others.kv_tokens)),
-        [max(a, now) + b - now if b > now else a for a, b in queued],
-        list(map(add, mine.busy, others.busy)),
-        mine.requests_per_s + others.requests_per_s,
-    )

@@ -193,8 +193,11 @@ def engine_at(
     if scheme not in ("http", "https"):
         raise ValueError(f"the annotation {OURS}{SCHEME} is {scheme!r}, which is neither http nor https")
     events, replay = (_port(own, name, f"annotation {OURS}{name}") for name in (EVENTS_PORT, REPLAY_PORT))
+    url = Endpoint(ip, port or port_default, tls=scheme == "https").url
+    if (refusal := RANGES["engines[].url"].refuse(url)) is not None:
+        raise ValueError(f"its address makes {url!r}, which {refusal}")
     return EngineConfig(
-        url=Endpoint(ip, port or port_default, tls=scheme == "https").url,
+        url=url,
         events_endpoint=None if events is None else str(TcpAddress(ip, events)),
         replay_endpoint=None if replay is None else str(TcpAddress(ip, replay)),
         topic=_checked(own, TOPIC, own.get(TOPIC), "topic"),

@@ -18,9 +18,17 @@ Invariant: rates are positive and finite whatever is observed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import mul
+from array import array
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add, mul
 from typing import Final
+
+from warmroute.core.hashing import NATIVE
+from warmroute.core.rows import RATES, Rows
+
+if NATIVE:
+    from warmroute import _native
 
 FLEET_MEMORY: Final = 0.998
 """What an observation still counts for the fleet when the next one has come: the last five hundred or so matter."""
@@ -61,50 +69,62 @@ def pairs(prompt_tokens: int, uncached_tokens: int) -> float:
 class Plane:
     """A fading least-squares fit of non-negative coefficients, leaning on the shape that it began with."""
 
-    __slots__ = ("_began", "_means", "_products", "_seconds", "coefficients", "n")
+    __slots__ = ("_began", "_state", "coefficients")
 
     def __init__(self, coefficients: Features) -> None:
-        self.coefficients = list(coefficients)
-        self.n = 0.0
+        self.coefficients = coefficients
         self._began = coefficients
-        self._products = [[0.0] * len(coefficients) for _ in coefficients]
-        self._means = [0.0] * len(coefficients)
-        self._seconds = 0.0
+        self._state = array("d", [0.0] * COEFFICIENTS + list(coefficients) + [0.0, 0.0])
 
     def add(self, features: Features, seconds: float) -> None:
         """One more observation, and the fit anew."""
-        self.n = self.n * FLEET_MEMORY + 1.0
-        self._seconds = self._seconds * FLEET_MEMORY + seconds
-        for row, x in zip(self._products, features, strict=True):
-            for i, y in enumerate(features):
-                row[i] = row[i] * FLEET_MEMORY + x * y
-        for i, x in enumerate(features):
-            self._means[i] = self._means[i] * FLEET_MEMORY + x * seconds
-        self._fit()
+        self.coefficients = fit(self._state, self._began, features, seconds)
 
-    def value(self, features: Sequence[float]) -> float:
+    def value(self, features: Features) -> float:
         """What is expected there."""
-        return sum(map(mul, self.coefficients, features), 0.0)
+        a, b, c, d = self.coefficients
+        return a * features[0] + b * features[1] + c * features[2] + d * features[3]
 
     def mean_s(self) -> float:
         """What an average observation is expected to take."""
-        return self.value(self._products[0]) / self.n if self.n else self.value((1.0, TYPICAL_TOKENS, 0.0, 0.0))
+        n = self._state[N]
+        if not n:
+            return self.value((1.0, TYPICAL_TOKENS, 0.0, 0.0))
+        one, tokens, pairs_, context = self._state[:4]
+        return self.value((one, tokens, pairs_, context)) / n
 
-    def _fit(self) -> None:
-        """Coordinate descent from where it was: one round follows what one observation can change.
 
-        The lean counts as so many observations in which one feature is as large as it usually is, the others 0.
-        """
-        began_s = sum(map(mul, self._began, self._products[0]))
-        height = (self._seconds + CONFIGURED_OBSERVATIONS * began_s / self.n) / (
-            began_s * (1.0 + CONFIGURED_OBSERVATIONS / self.n)
-        )
-        c, lean = self.coefficients, LEAN_OBSERVATIONS / self.n
-        for _ in range(2):
-            for i, row in enumerate(self._products):
-                rest = self._means[i] - sum(map(mul, row, c)) + row[i] * c[i]
-                began, weight = self._began[i] * height, row[i] * (1.0 + lean)
-                c[i] = max(began * LEAST_SHARE, (rest + lean * row[i] * began) / weight) if weight else began
+MEANS, COEFFICIENTS, N, SECONDS = 16, 20, 24, 25
+"""Where in a plane's state are, behind the products of features: those with seconds, the fit, how many there were of
+late, and their seconds."""
+
+
+def fit_in_python(state: array[float], began: Features, features: Features, seconds: float) -> Features:
+    """Put one more observation into `state`; the fit anew. What `_native.fit` does, and what judges it.
+
+    Coordinate descent from where it was: one round follows what one observation can change. The lean counts as so many
+    observations in which one feature is as large as it usually is, the others 0.
+    """
+    n = state[N] = state[N] * FLEET_MEMORY + 1.0
+    state[SECONDS] = state[SECONDS] * FLEET_MEMORY + seconds
+    for i, x in enumerate(features):
+        state[MEANS + i] = state[MEANS + i] * FLEET_MEMORY + x * seconds
+        for j, y in enumerate(features):
+            state[4 * i + j] = state[4 * i + j] * FLEET_MEMORY + x * y
+    began_s = reduce(add, map(mul, began, state[:4]))
+    height = (state[SECONDS] + CONFIGURED_OBSERVATIONS * began_s / n) / (began_s * (1.0 + CONFIGURED_OBSERVATIONS / n))
+    c, lean = state[COEFFICIENTS:N], LEAN_OBSERVATIONS / n
+    for _ in range(2):
+        for i in range(4):
+            row = state[4 * i : 4 * i + 4]
+            rest = state[MEANS + i] - reduce(add, map(mul, row, c)) + row[i] * c[i]
+            least, weight = began[i] * height, row[i] * (1.0 + lean)
+            c[i] = max(least * LEAST_SHARE, (rest + lean * row[i] * least) / weight) if weight else least
+    state[COEFFICIENTS:N] = c
+    return c[0], c[1], c[2], c[3]
+
+
+fit: Callable[[array[float], Features, Features, float], Features] = _native.fit if NATIVE else fit_in_python
 
 
 class RateTable:
@@ -117,23 +137,31 @@ class RateTable:
         self._seconds: list[float] = []
         self._asked: list[Features] = []
         self._stale = 0
-        self.fixed_s: list[float] = []
+        self.rows = Rows[float]("d", RATES)
+        """What the columns below lie in."""
+        self.fixed_s: memoryview[float]
         """Seconds that a prefill takes however short it is."""
-        self.per_token_s: list[float] = []
+        self.per_token_s: memoryview[float]
         """Seconds per prompt token that is not cached."""
-        self.per_pair_s: list[float] = []
+        self.per_pair_s: memoryview[float]
         """Seconds per pair of such a token and one before it."""
-        self.per_context_s: list[float] = []
+        self.per_context_s: memoryview[float]
         """Seconds per token of the requests that run there."""
+        self.generation_s: memoryview[float]
+        """Seconds of a step in which nothing but generations run, as `Steps` sees them; 0 if it has not."""
 
     def start(self, slot: int) -> None:
         """A worker takes this place: of it nothing is known but its fleet."""
-        if slot == len(self.fixed_s):
-            for column in (self._seconds, self.fixed_s, self.per_token_s, self.per_pair_s, self.per_context_s):
-                column.append(0.0)
+        if slot == len(self._seconds):
+            self._seconds.append(0.0)
             self._asked.append(NOTHING)
+            if self.rows.reach(slot + 1):
+                self.fixed_s, self.per_token_s, self.per_pair_s, self.per_context_s, self.generation_s = (
+                    self.rows.columns
+                )
+        self.generation_s[slot] = 0.0
         self._seconds[slot], self._asked[slot] = 0.0, NOTHING
-        self._set(slot)
+        self._set((slot,))
 
     def prefill_s(self, slot: int, prompt_tokens: int, uncached_tokens: int) -> float:
         """Seconds this worker is expected to compute these tokens, the last of such a prompt."""
@@ -152,23 +180,33 @@ class RateTable:
         self._fleet.add(features, seconds / slowness)
         surprise = seconds / (slowness * self._fleet.value(features)) - 1.0
         self._spread += (surprise * surprise - self._spread) * (1 - FLEET_MEMORY)
-        n, tokens, pairs_, context = (sum_ * WORKER_MEMORY for sum_ in self._asked[slot])
-        self._asked[slot] = (n + 1.0, tokens + features[1], pairs_ + features[2], context + features[3])
+        n, tokens, pairs_, context = self._asked[slot]
+        self._asked[slot] = (
+            n * WORKER_MEMORY + 1.0,
+            tokens * WORKER_MEMORY + features[1],
+            pairs_ * WORKER_MEMORY + features[2],
+            context * WORKER_MEMORY + features[3],
+        )
         self._seconds[slot] = self._seconds[slot] * WORKER_MEMORY + seconds
-        self._set(slot)
-        for _ in range(min(REFRESHED, len(self.fixed_s))):  # what the fleet has shown holds for the others too
-            self._stale = (self._stale + 1) % len(self.fixed_s)
-            self._set(self._stale)
+        slots = len(self._seconds)
+        self._set((slot,))
+        # what the fleet has shown holds for the others too
+        self._set([(self._stale + 1 + each) % slots for each in range(min(REFRESHED, slots))])
+        self._stale = (self._stale + min(REFRESHED, slots)) % slots
 
-    def slowness(self, slot: int) -> float:
+    def slowness(self, slot: int, lean_s: float | None = None) -> float:
         """How many times as long as its fleet this worker takes, as far as that is no chance."""
-        lean, asked = LEAN_OBSERVATIONS * self._fleet.mean_s(), self._asked[slot]
+        lean = LEAN_OBSERVATIONS * self._fleet.mean_s() if lean_s is None else lean_s
+        asked = self._asked[slot]
         more = (self._seconds[slot] + lean) / (self._fleet.value(asked) + lean) - 1.0
         error = CHANCE * self._spread / (asked[0] + LEAN_OBSERVATIONS)
         # As James and Stein shrink: what could well be chance is taken for it, what could not is left as it is.
         return 1.0 + more * (1.0 - error / (more * more)) if more * more > error else 1.0
 
-    def _set(self, slot: int) -> None:
-        slowness, (fixed, per_token, per_pair, per_context) = self.slowness(slot), self._fleet.coefficients
-        self.fixed_s[slot], self.per_token_s[slot] = slowness * fixed, slowness * per_token
-        self.per_pair_s[slot], self.per_context_s[slot] = slowness * per_pair, slowness * per_context
+    def _set(self, slots: Sequence[int]) -> None:
+        lean_s, numbers = LEAN_OBSERVATIONS * self._fleet.mean_s(), self.rows.numbers
+        fixed, per_token, per_pair, per_context = self._fleet.coefficients
+        for slot in slots:
+            slowness, row = self.slowness(slot, lean_s), RATES * slot
+            numbers[row], numbers[row + 1] = slowness * fixed, slowness * per_token
+            numbers[row + 2], numbers[row + 3] = slowness * per_pair, slowness * per_context

@@ -9,13 +9,16 @@ roster answers with changes to make, in order. An engine's life::
 
     PRESENT --another engine at the same address--> Remove, then Add: what is known of the old one is worth nothing.
 
+Which source describes an engine says nothing of that: only a source that knew it by an identity, and lists another one
+there, has seen it replaced. Whether its word is the one that counts does not matter.
+
 Invariant: performed in order, the changes make what is present equal to what is wanted, but for engines that drain.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
@@ -34,7 +37,8 @@ class Listed:
 
     engine: EngineConfig
     identity: str = ""
-    """Another identity at the same address is another engine, with an empty cache: a pod's uid and container."""
+    """Another one of the same source at the same address is another engine, with an empty cache: a pod's uid and
+    container. Empty: the source does not know."""
     held: str | None = None
     """Why it gets no requests for now, though it is followed; None: it may get them."""
 
@@ -80,6 +84,8 @@ class Entry:
     source: str
     listed: Listed
     """With its hold, if an operator holds it."""
+    identities: Mapping[str, str]
+    """By source, of those that have known it by one."""
     draining: bool = False
 
 
@@ -89,8 +95,6 @@ class Roster:
     def __init__(self, sources: Sequence[str] = SOURCES) -> None:
         self.entries: dict[Endpoint, Entry] = {}
         """What is present, draining engines included."""
-        self.shadowed = 0
-        """Listings that do not count because another one has their address."""
         self._listings: dict[str, dict[Endpoint, Listed]] = {source: {} for source in sources}
         self._holds: dict[Endpoint, str] = {}
 
@@ -111,11 +115,18 @@ class Roster:
         """What `source` wants now."""
         return tuple(self._listings[source].values())
 
-    def hold(self, endpoint: Endpoint, reason: str) -> list[Change]:
-        """Let an address have no requests, whatever its source says, until it is released or has drained."""
-        if endpoint in self.entries:
+    def hold(self, endpoint: Endpoint, reason: str, *, unseen: bool = False) -> list[Change]:
+        """Let an address have no requests, whatever its source says, until it is released or has drained.
+
+        `unseen`: even if nobody lists it yet.
+        """
+        if endpoint in self.entries or unseen:
             self._holds[endpoint] = reason
         return self._settle()
+
+    def held(self, endpoint: Endpoint) -> bool:
+        """Whether it is held so."""
+        return endpoint in self._holds
 
     def release(self, endpoint: Endpoint) -> list[Change]:
         """Undo `hold`."""
@@ -140,15 +151,22 @@ class Roster:
                 changes.append(Drain(endpoint, f"it is not listed by {entry.source} any more"))
         for endpoint, (source, listed) in wanted.items():
             present = self.entries.get(endpoint)
-            if present is not None and present.listed.identity != listed.identity:
+            identities = self._identities(endpoint)
+            if present is not None and _differ(present.identities, identities):
                 changes.append(Remove(endpoint))
                 present = None
             if present is None:
                 changes.append(Add(endpoint, listed))
-            elif present.draining or present.listed != listed:
-                changes.append(Alter(endpoint, listed))
-            self.entries[endpoint] = Entry(source, listed)
+            else:
+                identities = {**present.identities, **identities}
+                if present.draining or present.listed != listed:
+                    changes.append(Alter(endpoint, listed))
+            self.entries[endpoint] = Entry(source, listed, identities)
         return changes
+
+    def _identities(self, endpoint: Endpoint) -> dict[str, str]:
+        listings = {source: listing.get(endpoint) for source, listing in self._listings.items()}
+        return {source: listed.identity for source, listed in listings.items() if listed and listed.identity}
 
     def _wanted(self) -> dict[Endpoint, tuple[str, Listed]]:
         wanted: dict[Endpoint, tuple[str, Listed]] = {}
@@ -156,8 +174,12 @@ class Roster:
             for endpoint, listed in listing.items():
                 held = self._holds.get(endpoint)
                 wanted.setdefault(endpoint, (source, listed if held is None else replace(listed, held=held)))
-        self.shadowed = sum(map(len, self._listings.values())) - len(wanted)
         return wanted
+
+
+def _differ(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether a source knows another engine there than it did."""
+    return any(before.get(source, identity) != identity for source, identity in now.items())
 
 
 @functools.lru_cache(maxsize=16_384)

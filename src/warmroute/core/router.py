@@ -7,7 +7,9 @@ without token ids, events or a usable index it is a load balancer, and says so i
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import TypeAlias
 
 import msgspec
@@ -19,11 +21,12 @@ from warmroute.core.dice import Dice
 from warmroute.core.full_reports import FullReports
 from warmroute.core.hashing import prefix_hash_array
 from warmroute.core.index.contract import PrefixIndex
-from warmroute.core.lanes import Held, Lanes
+from warmroute.core.lanes import Lanes, confirm, most_of
 from warmroute.core.load import Lease, LoadTable
 from warmroute.core.policies import Candidates, LeastWork, Policy, make_policy
 from warmroute.core.policies.guard import Guarded
 from warmroute.core.rates import RateTable
+from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES, lowest
 from warmroute.core.sharing import Sharing
 from warmroute.core.speculation import Claim, Speculation
 from warmroute.errors import NoWorkerError
@@ -35,8 +38,13 @@ BLOCK_SIZE = 16
 """Tokens per block where no engine has said, for policies that keep a history of their own."""
 
 
-Chains: TypeAlias = Mapping[int, Sequence[PrefixHash]]
-"""Block size -> the request's PrefixHashes."""
+LANES_MAX = 64
+"""Sets of workers that are remembered, by model and by whom requests are to avoid: all are made anew beyond that."""
+
+
+Hashed: TypeAlias = tuple[int, Sequence[PrefixHash], Mapping[WorkerId, int], str | None]
+"""A prompt in blocks: tokens per block, PrefixHashes, the workers that know it so and their places among the
+candidates, and under which key they know the adapter (`core/adapters.py`)."""
 
 
 class Router:
@@ -67,7 +75,7 @@ class Router:
         self.adapters = Adapters()
         self._turn = 0
         self._fleet: Fleet | None = None
-        self._lanes: dict[str | None, Lanes] = {}
+        self._lanes: dict[tuple[str | None, frozenset[WorkerId]], Lanes] = {}
         self.reconfigure(config, policy)
 
     def reconfigure(self, config: RoutingConfig, policy: Policy | None = None) -> None:
@@ -88,23 +96,20 @@ class Router:
         """
         lanes = self._eligible(request, fleet)
         policy = self.policy if request.policy is None else self._named(request.policy)
-        keys = self.adapters.keys(lanes.positions, fleet.lora(request.model))
-        chains = {key: self._chains(request, key, lanes.workers) for key in keys}
-        held = Held(len(lanes.workers))
-        for key, users in keys.items():
-            self._hold(held, request, chains[key], users, now)
-        candidates = self._candidates(request, next(iter(chains.values())), held, lanes, now)
+        prompts = self._hashed(request, lanes, fleet.lora(request.model)) if request.token_ids is not None else []
+        held = self._held(request, prompts, lanes.nothing, now) if prompts else lanes.nothing
+        candidates = self._candidates(request, prompts, held, lanes, now)
         costs = policy.costs(candidates)
         policy = getattr(policy, "decider", policy)  # the default, where one's own could not
         if lanes.weights is not None:
             costs = [cost * share(cost, weight) for cost, weight in zip(costs, lanes.weights, strict=True)]
-        chosen = self._cheapest(costs, candidates)
-        expected_s = candidates.first_token_s(chosen)
-        key = _used_by(lanes.workers[chosen].id, keys)
-        lease, claims = self._book(request, candidates, chosen, chains[key], now)
+        if type(costs) is not array:
+            costs = array("d", costs)
+        chosen, self._turn = lowest(costs, candidates.counts, self._turn)
+        worker, overlap = lanes.workers[chosen], held[HELD * chosen]
+        lease, claims = self._book(request, candidates, chosen, prompts, now)
         if (remember := getattr(policy, "chosen", None)) is not None:
             remember(candidates, chosen)
-        overlap, worker = held.overlap[chosen], lanes.workers[chosen]
         return Decision(
             worker=worker,
             reason=self._reason(request, policy, overlap),
@@ -112,13 +117,13 @@ class Router:
             prompt_tokens=candidates.prompt_tokens,
             overlap_blocks=overlap // candidates.block_size,
             overlap_tokens=overlap,
-            claimed_tokens=held.claimed[chosen],
-            expected_s=expected_s,
-            predicted_tokens=self._predicted(request, worker, overlap, key, now),
+            claimed_tokens=held[HELD * chosen + 3],
+            predicted_tokens=self._predicted(request, worker, overlap, prompts, now),
             lease=lease,
             claims=claims,
             chain=candidates.chain,
             candidates=candidates,
+            chosen=chosen,
             costs=costs,
             memo=getattr(policy, "memo", None),
             at=now,
@@ -136,6 +141,10 @@ class Router:
                     self.speculation.end(claim)
                 else:
                     self.speculation.served(claim, now)
+
+    def stepped(self, decision: Decision, now: float) -> None:
+        """A further piece of the answer came: its worker has begun another step. May be left out."""
+        self.load.stepped(decision.lease, now)
 
     def release(self, decision: Decision, now: float, *, served: bool) -> None:
         """The request is over. `served` is false if the worker never took it up: then its claims are void."""
@@ -180,8 +189,8 @@ class Router:
             self._fleet = fleet
             self._lanes.clear()
         choosy = request.pinned is not None or request.rank is not None or request.even_unready
-        plain = not (choosy or request.exclude)
-        if plain and (lanes := self._lanes.get(request.model)) is not None:
+        key = request.model, request.exclude
+        if not choosy and (lanes := self._lanes.get(key)) is not None:
             return lanes
         serving = fleet.workers if request.model is None else fleet.serving(request.model)
         if request.pinned is not None:
@@ -192,132 +201,107 @@ class Router:
         if not workers:
             raise NoWorkerError(_why_none(request, serving))
         lanes = Lanes(workers, self.load, self.config.degraded_belief)
-        if plain:
-            self._lanes[request.model] = lanes
+        if not choosy:
+            if len(self._lanes) >= LANES_MAX:
+                self._lanes.clear()
+            self._lanes[key] = lanes
         return lanes
 
-    def _chains(self, request: PickRequest, lora: str | None, workers: Sequence[Worker]) -> Chains:
-        """The request's PrefixHashes for each block size in use."""
-        tokens = request.token_ids
-        if tokens is None:
-            return {}
-        sizes: Iterable[int] = self.index.block_sizes() or {w.block_size for w in workers if w.block_size}
-        return {
-            size: prefix_hash_array(tokens, size, lora=lora, cache_salt=request.cache_salt)
-            for size in sizes or (BLOCK_SIZE,)
-        }
+    def _hashed(self, request: PickRequest, lanes: Lanes, lora: str | None) -> list[Hashed]:
+        """The request's prompt as each worker knows it, in each block size in use."""
+        tokens, salt = request.token_ids or (), request.cache_salt
+        sizes: Iterable[int] = self.index.block_sizes()
+        if not sizes:
+            sizes = {worker.block_size for worker in lanes.workers if worker.block_size} or (BLOCK_SIZE,)
+        keys = self.adapters.keys(lanes.positions, lora).items()
+        return [
+            (size, prefix_hash_array(tokens, size, lora=key, cache_salt=salt), users, key)
+            for key, users in keys
+            for size in sizes
+        ]
 
-    def _hold(
-        self, held: Held, request: PickRequest, chains: Chains, positions: Mapping[WorkerId, int], now: float
-    ) -> None:
-        """Note what the workers at `positions` hold of the request."""
+    def _held(self, request: PickRequest, prompts: Sequence[Hashed], nothing: array[int], now: float) -> array[int]:
+        """What the workers hold of the request."""
         if request.skips_cache_read:
-            return
-        for size, chain in chains.items():
-            usable = chain[: max(0, len(request.token_ids or ()) - 1) // size]  # the last token is always computed
-            workers, blocks, by_medium = self.index.match_columns(usable, size)
-            held.confirm(positions, size, (workers, blocks, by_medium))
+            return nothing
+        held, known = nothing, max(0, len(request.token_ids or ()) - 1)  # the last token is always computed
+        for size, chain, users, _ in prompts:
+            rows, usable = nothing[:], chain[: known // size]
+            confirm(rows, users, self.index.match_columns(usable, size), size)
             if not self.speculation.idle:
-                confirmed = dict(zip(workers, blocks, strict=True))
-                for worker, extra in self.speculation.extend(usable, confirmed, now).items():
-                    i = positions.get(worker)
-                    tokens = (confirmed.get(worker, 0) + extra) * size
-                    if i is not None and tokens > held.overlap[i]:
-                        held.overlap[i], held.claimed[i] = tokens, extra * size
+                self.speculation.extend(rows, usable, users, size, now)
+            held = rows if held is nothing else most_of(held, rows)  # of several sizes, that which gives most
+        return held
 
     def _predicted(
-        self, request: PickRequest, worker: Worker, overlap_tokens: int, lora: str | None, now: float
+        self, request: PickRequest, worker: Worker, overlap_tokens: int, hashed: Sequence[Hashed], now: float
     ) -> int | None:
         """What the engine will report: its last prompt's, and of several answers that of one that came second."""
         if request.further_prompts is None:
             return None
         if request.token_ids is None or request.skips_cache_read or not (request.further_prompts or request.n > 1):
             return overlap_tokens
-        prompts = (request.token_ids, *request.further_prompts)
+        salt, prompts = request.cache_salt, (request.token_ids, *request.further_prompts)
         last = request if len(prompts) == 1 else msgspec.structs.replace(request, token_ids=prompts[-1])
-        chains, held = self._chains(last, lora, (worker,)), Held(1)
-        self._hold(held, last, chains, {worker.id: 0}, now)
-        best = held.overlap[0]
-        usable = {size: (len(prompts[-1]) - 1) // size for size in chains}
-        if request.n > 1:  # the first answer's blocks are there before the second one is looked up
-            return max((size * blocks for size, blocks in usable.items()), default=best)
+        lasts = [
+            (size, prefix_hash_array(prompts[-1], size, lora=lora, cache_salt=salt), {worker.id: 0}, lora)
+            for size, _, users, lora in hashed
+            if worker.id in users
+        ]
+        best = self._held(last, lasts, array("q", bytes(BYTES * HELD)), now)[0]
         sizes = self.index.prefix_sizes(worker.id)
-        for size in chains if sizes is None else sizes:
-            earlier = (prefix_hash_array(p, size, lora=lora, cache_salt=request.cache_salt) for p in prompts[:-1])
-            best = max(best, *(size * _shared(chains[size][: usable[size]], other) for other in earlier))
+        for size, chain, _, lora in lasts:
+            usable = chain[: (len(prompts[-1]) - 1) // size]
+            if request.n > 1:  # the first answer's blocks are there before the second one is looked up
+                best = max(best, size * len(usable))
+            elif sizes is None or size in sizes:
+                earlier = (prefix_hash_array(p, size, lora=lora, cache_salt=salt) for p in prompts[:-1])
+                best = max(best, *(size * _shared(usable, other) for other in earlier))
         return best
 
-    def _candidates(self, request: PickRequest, chains: Chains, held: Held, lanes: Lanes, now: float) -> Candidates:
-        tokens, rates, load = request.token_ids, self.load.rates, self.load.columns(now)
-        requests, prefilling, prefill_tokens, kv_tokens = lanes.take(load[:4])
-        free_at, busy, fixed_s, per_token_s, per_pair_s, per_context_s = lanes.take(
-            (load.free_at, load.busy, rates.fixed_s, rates.per_token_s, rates.per_pair_s, rates.per_context_s)
-        )
-        block_size = min(chains) if chains else BLOCK_SIZE
+    def _candidates(
+        self, request: PickRequest, prompts: Sequence[Hashed], held: array[int], lanes: Lanes, now: float
+    ) -> Candidates:
+        tokens = request.token_ids
+        counts, times, requests_per_s = self.load.rows(now)
+        block_size, chain = min(prompts, key=itemgetter(0))[:2] if prompts else (BLOCK_SIZE, ())
         return Candidates(
             workers=lanes.workers,
             now=now,
             dice=self._dice,
             prompt_tokens=len(tokens) if tokens is not None else request.prompt_bytes // BYTES_PER_TOKEN,
             token_ids=tokens,
-            chain=chains[block_size] if chains else (),
+            chain=chain,
             block_size=block_size,
             session=request.session,
             priority=request.priority,
-            overlap_tokens=held.overlap,
-            cpu_tokens=held.cpu,
-            storage_tokens=held.storage,
-            claimed_tokens=held.claimed,
             belief=lanes.belief,
-            requests=requests,
-            prefilling=prefilling,
-            prefill_tokens=prefill_tokens,
-            kv_tokens=kv_tokens,
-            free_at=free_at,
-            fixed_s=fixed_s,
-            per_token_s=per_token_s,
-            per_pair_s=per_pair_s,
-            per_context_s=per_context_s,
-            busy=busy,
-            requests_per_s=load.requests_per_s,
             kv_tokens_max=lanes.kv_tokens_max,
-            all_believed=lanes.all_believed,
+            requests_per_s=requests_per_s,
+            reach_s=self.load.steps.reach_s,
+            held=held,
+            counts=lanes.take(counts, COUNTS),
+            times=lanes.take(times, TIMES),
+            rates=lanes.take(self.load.rates.rows.numbers, RATES),
         )
-
-    def _cheapest(self, costs: Sequence[float], candidates: Candidates) -> int:
-        """Lowest cost; among equals the fewest requests in flight, then whose turn it is."""
-        costs = list(costs)
-        lowest = min(costs)
-        if costs.count(lowest) == 1:
-            return costs.index(lowest)
-        tied = [i for i, cost in enumerate(costs) if cost == lowest]
-        fewest = min(candidates.requests[i] for i in tied)
-        tied = [i for i in tied if candidates.requests[i] == fewest]
-        self._turn += 1
-        return tied[self._turn % len(tied)]
 
     def _book(
-        self, request: PickRequest, candidates: Candidates, chosen: int, chains: Chains, now: float
+        self, request: PickRequest, candidates: Candidates, chosen: int, prompts: Sequence[Hashed], now: float
     ) -> tuple[Lease, tuple[Claim, ...]]:
         """Book the load, and claim the blocks beyond the overlap that the worker is about to store."""
-        worker, overlap = candidates.workers[chosen].id, candidates.overlap_tokens[chosen]
+        worker, overlap = candidates.workers[chosen].id, candidates.held[HELD * chosen]
         prompt = candidates.prompt_tokens
         lease = self.load.book(worker, prompt, prompt - overlap, now, prefill_observable=request.streamed)
+        if not prompts:
+            return lease, ()
         queued_s = self.load.free_at[lease.slot] - now
         deadline = now + max(self.config.speculative_ttl_s, 2 * queued_s)
-        if not chains:
-            return lease, ()
-        sizes = self.index.prefix_sizes(worker)
-        if sizes is None:
-            sizes = tuple(chains)
-        claims = tuple(
-            Claim(worker, chains[size], size, overlap // size, deadline)
-            for size in sizes
-            if len(chains.get(size, ())) > overlap // size
-        )
-        for claim in claims:
-            self.speculation.add(claim, now)
-        return lease, claims
+        sizes, claims = self.index.prefix_sizes(worker), []
+        for size, chain, users, _ in prompts:
+            if (sizes is None or size in sizes) and len(chain) > overlap // size and worker in users:
+                claims.append(claim := Claim(worker, chain, size, overlap // size, deadline))
+                self.speculation.add(claim, now)
+        return lease, tuple(claims)
 
     def _reason(self, request: PickRequest, policy: Policy, overlap_tokens: int) -> Reason:
         if request.pinned is not None:
@@ -327,13 +311,6 @@ class Router:
         if request.token_ids is None:
             return Reason.NO_TOKENS
         return Reason.OVERLAP if overlap_tokens else Reason.LOAD
-
-
-def _used_by(worker: WorkerId, keys: Mapping[str | None, Mapping[WorkerId, int]]) -> str | None:
-    """The adapter's key that is in use on `worker`."""
-    if len(keys) == 1:
-        return next(iter(keys))
-    return next(key for key, users in keys.items() if worker in users)
 
 
 def _shared(prefixes: Sequence[PrefixHash], other: Sequence[PrefixHash]) -> int:

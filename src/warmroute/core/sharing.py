@@ -15,18 +15,26 @@ them. So there is no lock that a crash could leave taken; whoever reaps a crashe
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from itertools import chain
+from operator import add
+from typing import Final, TypeAlias
 
+from warmroute.core.hashing import NATIVE
+from warmroute.core.rows import COUNTS, TIMES
 from warmroute.types import Worker
+
+if NATIVE:
+    from warmroute import _native
 
 ROWS_MAX: Final = 4096
 """Workers whose load is shared. That of those beyond is each process's own (`Sharing.unshared`)."""
 READING_SHARE: Final = 0.02
 """The others' parts are read as often as costs no more of the time than this, by what a part and a row of it cost."""
-_PART_S: Final = 8e-6
-_ROW_S: Final = 0.4e-6
+_PART_S: Final = 2e-6 if NATIVE else 8e-6
+_ROW_S: Final = 0.02e-6 if NATIVE else 0.4e-6
 
 _WIDTH: Final = 9
 _ROWS, _NAMINGS, _PER_S, _INSIDE = range(4)
@@ -36,19 +44,13 @@ _BYTES: Final = 8
 _KEY_BYTES: Final = 6
 """Of a hash: what a double holds exactly."""
 _BOOKED: Final = struct.Struct("8d")
-_REQUESTS, _KV_TOKENS, _COMPUTED_TOKENS, _COMPUTED_PAIRS = 1, 4, 7, 8
+_REQUESTS, _KV_TOKENS, _FREE_AT, _BUSY, _COMPUTED_TOKENS, _COMPUTED_PAIRS = 1, 4, 5, 6, 7, 8
+NOWHERE: Final = -1
+"""The row of a worker that is not known there."""
 
 
-class Others(NamedTuple):
-    """What the other processes have booked, in columns of this one's places."""
-
-    requests: Sequence[int]
-    prefilling: Sequence[int]
-    prefill_tokens: Sequence[int]
-    kv_tokens: Sequence[int]
-    free_at: Sequence[float]
-    busy: Sequence[float]
-    requests_per_s: float
+Booked: TypeAlias = "tuple[array[int], array[float], float]"
+"""What is booked, as rows of counts and times (`rows.py`), and bookings per second, of all workers together."""
 
 
 def page_bytes(processes: int) -> int:
@@ -83,7 +85,7 @@ class Sharing:
         self._keys: list[float] = []
         self._renamed = 0
         self._parts = [_Part(self._page, other) for other in range(processes) if other != process]
-        self._others: Others | None = None
+        self._others: Booked | None = None
         self._stale_at = 0.0
 
     def is_named(self, slot: int) -> bool:
@@ -106,9 +108,15 @@ class Sharing:
             self._page[self._at + _NAMINGS] += 1.0
 
     def put(self, slot: int, booked: tuple[float, ...], requests_per_s: float) -> None:
-        """Publish what is booked at this place: `Others`' columns, and what was ever computed."""
+        """Publish what is booked at this place, counts and times, and what was ever computed."""
         if slot < ROWS_MAX:
             _BOOKED.pack_into(self._bytes, (self._at + _WIDTH * (1 + slot) + 1) * _BYTES, *booked)
+        self._page[self._at + _PER_S] = requests_per_s
+
+    def put_busy(self, busy: memoryview[float], requests_per_s: float) -> None:
+        """Publish how busy the workers at all places are now."""
+        start, rows = self._at + _WIDTH + _BUSY, min(len(busy), ROWS_MAX)
+        self._page[start : start + _WIDTH * rows : _WIDTH] = busy[:rows]
         self._page[self._at + _PER_S] = requests_per_s
 
     def put_inside(self, inside: int) -> None:
@@ -136,12 +144,14 @@ class Sharing:
         """Prompt tokens of those."""
         return int(self._sum(_KV_TOKENS, slot))
 
-    def others(self, now: float) -> Others:
+    def others(self, now: float) -> Booked:
         """What they have booked, as of `now` or a moment before it that is short beside what reading costs."""
         if self._others is None or not self._stale_at - 1.0 < now < self._stale_at:
-            found = [part.columns(self._keys, self._renamed, now) for part in self._parts]
-            rate = sum(part.head(_PER_S) for part in self._parts)
-            self._others = _sum_of([columns for columns in found if columns], len(self._keys), now, rate)
+            n = len(self._keys)
+            counts, times = array("q", bytes(_BYTES * COUNTS * n)), array("d", bytes(_BYTES * TIMES * n))
+            for part in self._parts:
+                part.add_to(counts, times, self._keys, self._renamed, now)
+            self._others = counts, times, sum(part.head(_PER_S) for part in self._parts)
             self._stale_at = now + len(self._parts) * (_PART_S + _ROW_S * len(self._keys)) / READING_SHARE
         return self._others
 
@@ -156,31 +166,22 @@ class _Part:
     def __init__(self, page: memoryview[float], process: int) -> None:
         self._page = page
         self._at = process * _PART
-        self._order: list[int] = []
-        """Row there by place here; `_rows`, where zeros are put, for workers that are not known there."""
-        self._rows = 0
-        self._in_order = False
+        self._order = array("q")
+        """Row there by place here."""
         self._namings, self._renamed = -1.0, -1
         """Which namings, there and here, the order was made of."""
 
     def head(self, what: int) -> float:
         return self._page[self._at + what]
 
-    def columns(self, keys: Sequence[float], renamed: int, now: float) -> list[list[float]]:
-        """Its columns in the order of `keys`, with seconds of waiting for the times; empty if it knows nobody."""
-        if not self._follow(keys, renamed):
-            return []
-        start = self._at + _WIDTH
-        numbers: Sequence[float] = self._page[start : start + _WIDTH * self._rows].tolist()
-        columns = [list(numbers[at::_WIDTH]) for at in range(1, _COMPUTED_TOKENS)]
-        columns[4] = [at - now if at > now else 0.0 for at in columns[4]]
-        if self._in_order:
-            return columns
-        return [list(map([*column, 0.0].__getitem__, self._order)) for column in columns]
+    def add_to(self, counts: array[int], times: array[float], keys: Sequence[float], renamed: int, now: float) -> None:
+        """Add its counts, and its times, to rows in the order of `keys`."""
+        if self._follow(keys, renamed):
+            add_part(counts, times, self._page[self._at + _WIDTH : self._at + _PART], self._order, now)
 
     def row(self, keys: Sequence[float], renamed: int, slot: int) -> int:
         """Where on the page the worker's row is; 0: it is not known there."""
-        if not self._follow(keys, renamed) or slot >= len(self._order) or (row := self._order[slot]) == self._rows:
+        if not self._follow(keys, renamed) or slot >= len(self._order) or (row := self._order[slot]) == NOWHERE:
             return 0
         return self._at + _WIDTH * (1 + row)
 
@@ -188,21 +189,53 @@ class _Part:
         """Learn which row is whose, if anything was renamed; whether there are any rows."""
         namings = self._page[self._at + _NAMINGS]
         if namings != self._namings or renamed != self._renamed:
-            self._namings, self._renamed, self._rows = namings, renamed, int(self.head(_ROWS))
+            self._namings, self._renamed, rows = namings, renamed, int(self.head(_ROWS))
             start = self._at + _WIDTH
-            there: Sequence[float] = self._page[start : start + _WIDTH * self._rows].tolist()[::_WIDTH]
-            rows = {key: row for row, key in enumerate(there) if key}
-            self._order = [rows.get(key, self._rows) for key in keys]
-            self._in_order = self._order == list(range(self._rows))
-        return bool(self._rows and self._order)
+            there: Sequence[float] = self._page[start : start + _WIDTH * rows].tolist()[::_WIDTH]
+            row_of = {key: row for row, key in enumerate(there) if key}
+            self._order = array("q", [row_of.get(key, NOWHERE) for key in keys])
+        return bool(self._order)
 
 
-def _sum_of(parts: Sequence[list[list[float]]], n: int, now: float, requests_per_s: float) -> Others:
-    if not parts:
-        return Others([0] * n, [0] * n, [0] * n, [0] * n, [0.0] * n, [0.0] * n, requests_per_s)
-    columns = (
-        parts[0] if len(parts) == 1 else [list(map(sum, zip(*same, strict=True))) for same in zip(*parts, strict=True)]
-    )
-    requests, prefilling, prefill_tokens, kv_tokens = (list(map(int, column)) for column in columns[:4])
-    free_at = [now + wait if wait else 0.0 for wait in columns[4]]
-    return Others(requests, prefilling, prefill_tokens, kv_tokens, free_at, columns[5], requests_per_s)
+def add_part_in_python(
+    counts: array[int], times: array[float], rows: memoryview[float], order: array[int], now: float
+) -> None:
+    """Add to each place the row of a page's part that `order` has there: what `_native.add_part` does."""
+    for place, row in enumerate(order):
+        if row == NOWHERE:
+            continue
+        there: Sequence[float] = rows[_WIDTH * row : _WIDTH * row + _WIDTH].tolist()
+        for column in range(COUNTS):
+            counts[COUNTS * place + column] += int(there[_REQUESTS + column])
+        free_at, at = there[_FREE_AT], TIMES * place
+        if free_at > now:
+            times[at] = max(times[at], now) + free_at - now
+        times[at + 1] += there[_BUSY]
+
+
+def together(mine: Booked, others: Booked, now: float) -> Booked:
+    """Counts add up, and so does what is queued: it is done one after the other. A step under way, both have seen."""
+    counts, times = others[0][:], others[1][:]
+    add_booked(counts, times, mine[0], mine[1], now)
+    return counts, times, mine[2] + others[2]
+
+
+def add_booked_in_python(
+    counts: array[int], times: array[float], more_counts: array[int], more_times: array[float], now: float
+) -> None:
+    """Add to these rows those of another table, which may have more of them: what `_native.add_booked` does."""
+    queued = zip(more_counts[1::COUNTS], more_times[0::TIMES], counts[1::COUNTS], times[0::TIMES], strict=False)
+    free_at = [
+        (max(a, now) + b - now if b > now else a) if mine and theirs else max(a, b) for mine, a, theirs, b in queued
+    ]
+    counts[:] = array("q", map(add, counts, more_counts))
+    busy = map(add, more_times[1::TIMES], times[1::TIMES])
+    times[:] = array("d", chain.from_iterable(zip(free_at, busy, strict=True)))
+
+
+add_part: Callable[[array[int], array[float], memoryview[float], array[int], float], None] = (
+    _native.add_part if NATIVE else add_part_in_python
+)
+add_booked: Callable[[array[int], array[float], array[int], array[float], float], None] = (
+    _native.add_booked if NATIVE else add_booked_in_python
+)

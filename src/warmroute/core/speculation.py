@@ -14,39 +14,41 @@ meanwhile takes the speculative rest with it.
 
 from __future__ import annotations
 
+import itertools
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
+import msgspec
+
+from warmroute.core.hashing import NATIVE
+from warmroute.core.rows import HELD
 from warmroute.types import PrefixHash, WorkerId
 
+if NATIVE:
+    from warmroute import _native
 
-class Claim:
+
+class Claim(msgspec.Struct, eq=False, gc=False):
     """Blocks `start` and on of one dispatched request's `chain`, believed to be on `worker` until `deadline` (s)."""
 
-    __slots__ = ("batches", "block_size", "chain", "deadline", "start", "worker")
-
-    def __init__(
-        self, worker: WorkerId, chain: Sequence[PrefixHash], block_size: int, start: int, deadline: float
-    ) -> None:
-        self.worker = worker
-        self.chain = chain
-        self.block_size = block_size
-        self.start = start
-        self.deadline = deadline
-        self.batches = 0
-        """Of events that came since it was served."""
+    worker: WorkerId
+    chain: Sequence[PrefixHash]
+    block_size: int
+    start: int
+    deadline: float
+    batches: int = 0
+    """Of events that came since it was served."""
 
     def end(self) -> None:
         """Believe it no longer."""
         self.deadline = float("-inf")
 
-    def reach(self, prefixes: Sequence[PrefixHash], start: int) -> int:
-        """Up to which block of `prefixes` this claim goes on from block `start`; `start` if it does not."""
-        chain, low = self.chain, start
+    def reach(self, prefixes: Sequence[PrefixHash]) -> int:
+        """Up to which block of `prefixes`, in which its first one is, this claim goes."""
+        chain, low = self.chain, self.start
         high = min(len(chain), len(prefixes))
-        if self.start > start or start >= high or chain[start] != prefixes[start]:
-            return start
         if chain[high - 1] == prefixes[high - 1]:
             return high
         while high - low > 1:  # chain[low] is equal, chain[high - 1] is not
@@ -60,16 +62,15 @@ class Claim:
 
 BATCHES_SURE = 4
 """For so many batches a claim is looked at each time, then with the 8th, the 16th and so on."""
-FEW_STARTS = 64
-"""Up to so many first blocks are looked up in the prompt, each at its place; more are looked for all at once."""
-_by_start = attrgetter("start")
+Alike: TypeAlias = dict[PrefixHash, dict[Claim, None]]
+"""Claims by their last block: those that have the first one in common as well go equally far, on whatever worker."""
 
 
 class Speculation:
-    """All claims, by their first block."""
+    """All claims, by their first block: where it stands in the prompt, and what it is."""
 
     def __init__(self) -> None:
-        self._by_start: dict[PrefixHash, dict[Claim, None]] = {}
+        self._by_start: dict[int, dict[PrefixHash, Alike]] = {}
         self._order: dict[WorkerId, deque[Claim]] = {}
         self._served: dict[WorkerId, deque[Claim]] = {}
 
@@ -81,46 +82,56 @@ class Speculation:
     def claimed_blocks(self, now: float) -> int:
         """Blocks that are believed only because of a claim. Counts them all: for metrics."""
         blocks: set[tuple[WorkerId, PrefixHash]] = set()
-        for claims in self._by_start.values():
-            for claim in claims:
-                if claim.deadline > now:
-                    blocks.update((claim.worker, prefix) for prefix in claim.chain[claim.start :])
+        for firsts in self._by_start.values():
+            for alike in firsts.values():
+                for claim in itertools.chain.from_iterable(alike.values()):
+                    if claim.deadline > now:
+                        blocks.update((claim.worker, prefix) for prefix in claim.chain[claim.start :])
         return len(blocks)
 
     def add(self, claim: Claim, now: float) -> None:
         """Make a claim. It must have at least one block."""
-        self._expire(claim.worker, now)
-        self._by_start.setdefault(claim.chain[claim.start], {})[claim] = None
-        self._order.setdefault(claim.worker, deque()).append(claim)
+        order = self._order.get(claim.worker)
+        if order is None:
+            order = self._order[claim.worker] = deque()
+        while order and order[0].deadline <= now:
+            self._drop(order.popleft())
+        order.append(claim)
+        start, chain = claim.start, claim.chain
+        firsts = self._by_start.get(start)
+        if firsts is None:
+            firsts = self._by_start[start] = {}
+        alike = firsts.setdefault(chain[start], {})
+        alike.setdefault(chain[-1], {})[claim] = None
 
     def extend(
-        self, prefixes: Sequence[PrefixHash], confirmed: Mapping[WorkerId, int], now: float
-    ) -> dict[WorkerId, int]:
-        """Blocks that claims add behind each worker's confirmed overlap (in blocks; 0 for workers not named)."""
-        claims = [claim for same in self._met(prefixes) for claim in same if claim.deadline > now]
-        if not claims:
-            return {}
-        claims.sort(key=_by_start)  # a claim may go on where another ends
-        reached: dict[WorkerId, int] = {}
-        for claim in claims:
-            known = reached.get(claim.worker)
-            start = confirmed.get(claim.worker, 0) if known is None else known
-            end = claim.reach(prefixes, start)
-            if end > start:
-                reached[claim.worker] = end
-        return {worker: end - confirmed.get(worker, 0) for worker, end in reached.items()}
+        self, held: array[int], prefixes: Sequence[PrefixHash], positions: Mapping[WorkerId, int], size: int, now: float
+    ) -> None:
+        """Add to what is known to be held of this prompt what claims add behind it: rows, blocks of `size` tokens."""
+        met = self._met(prefixes)
+        if NATIVE and type(prefixes) is memoryview:
+            _native.extend(held, prefixes, positions, met, size, now)
+            return
+        for claims in met:
+            one, reached = next(iter(claims)), 0
+            end = min(len(one.chain), len(prefixes))
+            for claim in claims:
+                if claim.deadline <= now or (i := positions.get(claim.worker)) is None:
+                    continue
+                known = held[HELD * i] // size
+                if one.start <= known < end and one.chain[known] == prefixes[known]:
+                    reached = reached or one.reach(prefixes)
+                    held[HELD * i] = reached * size
+                    held[HELD * i + 3] += (reached - known) * size
 
-    def _met(self, prefixes: Sequence[PrefixHash]) -> Iterable[Iterable[Claim]]:
-        """Claims whose first block is one of these."""
-        by_start, end = self._by_start, len(prefixes)
-        if len(by_start) > FEW_STARTS:
-            return [by_start[prefix] for prefix in by_start.keys() & prefixes]
-        found = []
-        for first, same in by_start.items():
-            start = next(iter(same)).start
-            if start < end and prefixes[start] == first:
-                found.append(same)
-        return found
+    def _met(self, prefixes: Sequence[PrefixHash]) -> list[dict[Claim, None]]:
+        """Claims whose first block is in this prompt, alike ones together; one may go on where another ends."""
+        met: list[dict[Claim, None]] = []
+        end = len(prefixes)
+        for start in sorted(self._by_start):
+            if start < end and (alike := self._by_start[start].get(prefixes[start])) is not None:
+                met += alike.values()
+        return met
 
     def served(self, claim: Claim, now: float) -> None:
         """The claim's request has been computed: its blocks are stored, and events that say so are due."""
@@ -164,19 +175,16 @@ class Speculation:
         for claim in self._order.pop(worker, ()):
             self.end(claim)
 
-    def _expire(self, worker: WorkerId, now: float) -> None:
-        order = self._order.get(worker)
-        if not order:
-            return
-        while order and order[0].deadline <= now:
-            self._drop(order.popleft())
-        if not order:
-            del self._order[worker]
-
     def _drop(self, claim: Claim) -> None:
-        first = claim.chain[claim.start]
-        same = self._by_start.get(first)
-        if same is not None and claim in same:
-            del same[claim]
-            if not same:
-                del self._by_start[first]
+        first, last = claim.chain[claim.start], claim.chain[-1]
+        firsts = self._by_start.get(claim.start, {})
+        alike = firsts.get(first, {})
+        claims = alike.get(last, {})
+        if claim in claims:
+            del claims[claim]
+            if not claims:
+                del alike[last]
+            if not alike:
+                del firsts[first]
+            if not firsts:
+                del self._by_start[claim.start]

@@ -79,11 +79,6 @@ class Channel(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(framed(message))
 
-    def close(self) -> None:
-        """Say nothing more."""
-        if self._transport is not None:
-            self._transport.abort()
-
 
 class ControlEnd:
     """The control process's side: never blocks; what cannot be written now waits."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
+from math import isfinite
 from types import MappingProxyType
 
 import aiohttp
@@ -30,12 +31,14 @@ COMPLETION_TIMEOUT = aiohttp.ClientTimeout(total=60.0)
 """For one token on an engine that may have a queue."""
 
 _WILDCARDS = frozenset({"*", "0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
+_SIZE_MAX = 1 << 48
+"""More tokens than this fit nowhere."""
 _PROCESS_START = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _CACHE_COUNTER = re.compile(
     rb"^vllm:(?:gpu_)?prefix_cache_(queries|hits)(?:_total)?(?:\{([^}]*)\})? ([0-9.eE+]+)$", re.MULTILINE
 )
 _AWAKE = re.compile(rb'^vllm:engine_sleep_state\{[^}]*\bsleep_state="awake"[^}]*\} ([0-9.]+)$', re.MULTILINE)
-_ENGINE_LABEL = re.compile(rb'\bengine="(\d+)"')
+_ENGINE_LABEL = re.compile(rb'\bengine="(\d{1,9})"')
 
 
 class _Model(msgspec.Struct):
@@ -246,9 +249,10 @@ def cache_counters(metrics: bytes) -> dict[int, CacheCounters]:
     """The prefix cache's counters in an engine's metrics, by data-parallel rank."""
     found: dict[int, dict[bytes, float]] = {}
     for name, labels, value in _CACHE_COUNTER.findall(metrics):
-        rank = _ENGINE_LABEL.search(labels)
-        counted = found.setdefault(int(rank[1]) if rank else 0, {})
-        counted[name] = counted.get(name, 0.0) + float(value)
+        rank, number = _ENGINE_LABEL.search(labels), _number(value)
+        if number is not None:
+            counted = found.setdefault(int(rank[1]) if rank else 0, {})
+            counted[name] = counted.get(name, 0.0) + number
     return {
         rank: CacheCounters(counted[b"queries"], counted[b"hits"])
         for rank, counted in found.items()
@@ -267,22 +271,31 @@ def _cache_sizes(metrics: bytes) -> tuple[int | None, int | None]:
     """Tokens in a block, and in the cache."""
     labels = next(iter(cache_configs(metrics)), {})
     block_size, blocks = (
-        int(n) if (n := labels.get(key, "")).isdecimal() else 0 for key in ("block_size", "num_gpu_blocks")
+        int(size) if re.fullmatch("[0-9]{1,12}", size := labels.get(key, "")) else 0
+        for key in ("block_size", "num_gpu_blocks")
     )
-    return block_size or None, block_size * blocks or None
+    tokens = block_size * blocks
+    return block_size or None, tokens if 0 < tokens <= _SIZE_MAX else None
 
 
 def _asleep(metrics: bytes) -> bool | None:
     found = _AWAKE.search(metrics)
-    return None if found is None else float(found[1]) == 0.0
+    awake = None if found is None else _number(found[1])
+    return None if awake is None else awake == 0.0
 
 
 def _process_start(metrics: bytes) -> float | None:
     found = _PROCESS_START.search(metrics)
+    return None if found is None else _number(found[1])
+
+
+def _number(text: bytes) -> float | None:
+    """None for what is no number, or none that can be compared."""
     try:
-        return float(found[1]) if found else None
+        number = float(text)
     except ValueError:
         return None
+    return number if isfinite(number) else None
 
 
 # For the doctor.

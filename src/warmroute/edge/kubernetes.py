@@ -179,9 +179,12 @@ class Kubernetes:
             )
         except TimeoutError as error:
             raise ClusterError("timeout", f"{self._api.configuration.host} does not answer") from error
-        except (aiohttp.ClientError, OSError, ConfigException) as error:
+        except (aiohttp.ClientError, OSError) as error:
             host = self._api.configuration.host
             raise ClusterError("unreachable", f"{host} cannot be reached ({error}); is the API server up?") from error
+        except Exception as error:  # ways to log in are many, and run programs of others: they may raise anything
+            problem = f"logging in failed ({type(error).__name__}: {error}); look at the kubeconfig's user"
+            raise ClusterError("login", problem) from error
         return response
 
 
@@ -198,10 +201,11 @@ async def connect(kubeconfig: str | None = None, context: str | None = None) -> 
         else:
             await config.load_kube_config(kubeconfig, context, found, persist_config=False)
             namespace = _namespace_of(kubeconfig, context)
-    except (ConfigException, OSError, ValueError) as error:
+    except Exception as error:  # a kubeconfig may hold anything, and have programs run
+        why = str(error) if isinstance(error, ConfigException) else f"{type(error).__name__}: {error}"
         raise ConfigError(
             "discovery.kubernetes.kubeconfig",
-            f"no API server is known: {error}",
+            f"no API server is known: {why}",
             "Run in a pod with a service account, or name a kubeconfig.",
         ) from error
     return Kubernetes(client.ApiClient(found), namespace or "default")

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
 
+from warmroute.config.contradictions import check_engines
 from warmroute.config.sources import Given, Origin, Source
 from warmroute.config.tree import EngineConfig
 from warmroute.config.values import engine_values
@@ -31,6 +33,7 @@ from warmroute.types import Endpoint
 PREFIX = b"/admin/"
 ADMIN = "admin"
 HELD = "drained by an operator"
+REQUEST = Source(Origin.REQUEST)
 
 _ENGINE = re.compile(rb"/admin/engines/([^/]+)(?:/(drain|undrain))?")
 
@@ -85,6 +88,17 @@ class Operated:
         else:
             reconciler.release(endpoint)
 
+    def follow(self, change: EngineChange) -> None:
+        """Make a change that was made in another process, which may know of engines that are not known here yet."""
+        endpoint = endpoint_of(change.url)
+        if change.change == "hold":
+            self._reconciler.hold(endpoint, HELD, unseen=True)
+        elif change.change == "release":
+            self._reconciler.release(endpoint)
+        else:
+            with suppress(ClientError):  # it is gone here already
+                self.make(change)
+
     def view(self) -> dict[str, Any]:
         """Every engine: who lists it, whether it gets requests, how many it has."""
         found = self._reconciler.view()
@@ -137,7 +151,7 @@ class Administration:
     def _asked(self, path: bytes, method: bytes, body: bytes) -> EngineChange:
         if path == b"/admin/engines" and method == b"POST":
             engine = _engine(body)
-            return EngineChange("add", engine.url, engine)
+            return EngineChange("add", endpoint_of(engine.url).url, engine)  # as it is named when it is removed
         named = _ENGINE.fullmatch(path)
         if named is None or (method, named[2]) not in _CHANGES:
             raise ClientError(
@@ -166,16 +180,20 @@ def _nothing_to_read() -> Reply:
 def _engine(body: bytes) -> EngineConfig:
     """The engine that a body describes. Raises ClientError."""
     try:
-        engine = engine_of(msgspec.json.decode(body))
-        endpoint_of(engine.url)
+        engine = _engine_of(msgspec.json.decode(body))
     except (msgspec.DecodeError, ConfigError) as error:
         raise ClientError(400, f"This is no engine: {error}", code="bad_engine") from error
     return engine
 
 
-def engine_of(given: object) -> EngineConfig:
+def _engine_of(given: object) -> EngineConfig:
     """One engine as the configuration takes it. Raises ConfigError."""
-    (engine,) = engine_values(Given([given], Source(Origin.FILE, "the request")))
+    engines = engine_values(Given([given], REQUEST))
+    check_engines(engines, REQUEST)
+    (engine,) = engines
+    if engine.api_key_file is not None:
+        problem = f"{engine.api_key_file!r} is not read for an engine that comes so"
+        raise ConfigError("engines[0].api_key_file", problem, "Give its api_key.")
     return engine
 
 

@@ -40,6 +40,8 @@ class Reconciler:
         """(kind of change,) -> how often it was made."""
         self.on_removed: Callable[[Endpoint], None] = lambda _: None
         """Told every engine that is forgotten."""
+        self.on_released: Callable[[Endpoint], None] = lambda _: None
+        """Told of an engine that was held and has drained: if it comes again, it is not held any more."""
         self._membership = membership
         self._in_flight = in_flight
         self._clock = clock
@@ -60,9 +62,12 @@ class Reconciler:
         """What `source` wants now: to add or take away one engine, replace this."""
         return self.roster.listed(source)
 
-    def hold(self, endpoint: Endpoint, reason: str) -> None:
-        """Send an engine no more requests, whatever its source says, until it is released or leaves."""
-        self._perform(self.roster.hold(endpoint, reason))
+    def hold(self, endpoint: Endpoint, reason: str, *, unseen: bool = False) -> None:
+        """Send an engine no more requests, whatever its source says, until it is released or leaves.
+
+        `unseen`: even if it has yet to come.
+        """
+        self._perform(self.roster.hold(endpoint, reason, unseen=unseen))
 
     def release(self, endpoint: Endpoint) -> None:
         """Undo `hold`."""
@@ -82,7 +87,10 @@ class Reconciler:
             if left:
                 _log.warning("%s is forgotten with %d requests that still run there", endpoint.url, left)
                 self.changes["drain_timeout",] += 1
+            held = self.roster.held(endpoint)
             self._perform(self.roster.drained(endpoint))
+            if held and not self.roster.held(endpoint):
+                self.on_released(endpoint)
 
     def view(self) -> dict[Endpoint, dict[str, Any]]:
         """What users see of each engine: who lists it, and why it gets no requests if it is held or drains."""

@@ -30,7 +30,7 @@ WATCH_S = 300.0
 SHORT_S = 1.0
 """A watch that ends sooner and brought nothing is no watch: pause before the next."""
 
-RESUMABLE = frozenset({"unreachable", "timeout", "broken", "429", "500", "502", "503"})
+RESUMABLE = frozenset({"unreachable", "timeout", "broken", "login", "429", "500", "502", "503"})
 """Errors after which to go on where it broke off. After others (an event that is none, a version that the server does
 not know, a refusal) only a new list is certain."""
 

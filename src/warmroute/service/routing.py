@@ -146,9 +146,7 @@ class Routing:
         """The first byte of an answer's body came."""
         self._begins(attempt.trail, status)
         if _computed(status):
-            decision = attempt.trail.decision
-            self.router.prefilled(decision, self._clock())
-            decision.settle(CANDIDATES_KEPT_MAX)
+            self.router.prefilled(attempt.trail.decision, self._clock())
 
     def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes, status: int | None = None) -> None:
         """Release what was booked, and note how it ended; `status`: of an answer that came all at once."""
@@ -158,11 +156,8 @@ class Routing:
             self._begins(trail, status)
         if attempt.job.full_report:
             self.router.full_reports.ended(decision.worker.id, self._clock())
-        settled = decision.served
         self.router.release(decision, self._clock(), served=_computed(trail.status))
         decision.claims = decision.chain = ()  # kept for explanation: without the hashes of its whole prompt
-        if not settled:
-            decision.settle(CANDIDATES_KEPT_MAX)
         if self._membership.fleet.get(decision.worker.id) is not None:  # of one forgotten meanwhile nothing is kept
             self._note(attempt, outcome, tail)
 
@@ -337,6 +332,7 @@ class Routing:
 
     def _attempt(self, job: Job) -> Attempt:
         decision = self._pick(job.pick)
+        decision.settle(CANDIDATES_KEPT_MAX)  # at once: the memory is warm for the next
         worker = decision.worker.id
         if self.breakers.known:
             self.breakers.sent(decision.worker.endpoint, decision.at)

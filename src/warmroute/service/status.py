@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -9,6 +10,7 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 
 from warmroute.core.router import Router
+from warmroute.errors import ClientError
 from warmroute.service.ingest import WorkerStream
 from warmroute.service.membership import Membership
 from warmroute.service.ports import Reply
@@ -102,7 +104,9 @@ class Status:
         request_id = unquote(path.partition("?")[0].removeprefix("/decisions/"), "latin-1")
         trail = self._tracking.trail(request_id)
         if trail is None:
-            return _json({"error": {"message": f"no decision is kept for the request {request_id!r}"}}, status=404)
+            message = f"No decision is kept for the request {request_id!r}."
+            error = {"message": message, "type": "not_found_error", "param": None, "code": "decision_not_found"}
+            return _json({"error": error}, status=404)
         return _json(_decision(trail, self._clock()))
 
     def decisions(self, target: str) -> Reply:
@@ -139,9 +143,11 @@ class Status:
 
 
 def last_asked(target: str) -> int:
-    """How many decisions `/decisions?last=N` asks for."""
-    asked = parse_qs(target.partition("?")[2]).get("last", [""])[0]
-    return int(asked) if asked.isdecimal() else 10
+    """How many decisions `/decisions?last=N` asks for. Raises ClientError."""
+    asked = parse_qs(target.partition("?")[2]).get("last", ["10"])[0]
+    if not re.fullmatch(r"[0-9]{1,9}", asked):
+        raise ClientError(400, "`last` takes how many decisions are wanted: a number.", param="last")
+    return int(asked)
 
 
 def _decision(trail: Trail, now: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -171,10 +172,12 @@ class Tokens:
         except TokenizeError as error:
             if source == "remote" and error.reason in _NO_ANSWER:
                 self._failed(endpoint)
-            self._warn_once(error.reason, "no token ids for a request, it is routed by load: %s", error)
+            self._warn_once(source, endpoint, error)
             return error.reason
-        except Exception:  # whatever it is, a request must not fail for it
-            _log.exception("a tokenizer failed in a way it must not; the request is routed by load")
+        except Exception as error:  # whatever it is, a request must not fail for it
+            where = "".join(traceback.format_tb(error.__traceback__))  # without its message, which may quote the prompt
+            _log.error("a tokenizer failed, the request is routed by load: %s in\n%s", type(error).__name__, where)
+            _log.debug("it failed with", exc_info=error)
             return "bug"
         finally:
             self.latency_s[source] += self._clock() - started
@@ -227,10 +230,12 @@ class Tokens:
             "the engines are asked for token ids" if self._remote else "requests with text are routed by load",
         )
 
-    def _warn_once(self, reason: str, message: str, error: TokenizeError) -> None:
-        if reason not in self._warned:
-            self._warned.add(reason)
-            _log.warning(message + " (counted from now on, not logged)", error)
+    def _warn_once(self, source: str, endpoint: Endpoint, error: TokenizeError) -> None:
+        if error.reason not in self._warned:
+            self._warned.add(error.reason)
+            where = f"{endpoint.url}/tokenize" if source == "remote" else "the tokenizer in process"
+            _log.warning("%s made no token ids: %s. Such requests are routed by load, and counted", where, error.reason)
+            _log.debug("it said", exc_info=error)  # engines and templates quote what they refuse
 
 
 async def _fail(error: Exception) -> TokenIds:

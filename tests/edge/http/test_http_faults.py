@@ -460,10 +460,12 @@ async def test_retry_that_fails_is_answered(world: World) -> None:
         def retry(self, dispatch: Dispatch) -> Dispatch | None:
             raise NoWorkerError("all gone")
 
-    _, port = await world.gateway(Failing([closed_port()]))
+    _, port = await world.gateway(Failing([closed_port()], response_headers=((b"x-request-id", b"r1"),)))
     client = await world.client(port)
     await client.send(post(b"x"))
-    assert (await client.message())[0].startswith(b"HTTP/1.1 503 ")
+    head = (await client.message())[0]
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nx-request-id: r1\r\n" in head, "by which its decision is kept"
 
 
 async def test_a_service_that_fails_at_the_first_byte_costs_no_answer(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any
 
-from warmroute.app.simulation.engine import Engine, Work
+from warmroute.app.simulation.engine import Engine, Run, Work
 from warmroute.app.simulation.results import Results
 from warmroute.app.simulation.scenario import FleetChange, Scenario
 from warmroute.app.simulation.workloads import Conversation, Turn, tokens_of
@@ -34,10 +34,11 @@ class Kind(IntEnum):
 
     STEP_OVER = 0
     TOKENS = 1
-    EVENTS = 2
-    FLEET = 3
-    CONVERSATION = 4
-    TURN = 5
+    PIECES = 2
+    EVENTS = 3
+    FLEET = 4
+    CONVERSATION = 5
+    TURN = 6
 
 
 class Asked:
@@ -89,6 +90,8 @@ class Cluster:
                     self._step_over(what, now)
             elif kind == Kind.TOKENS:
                 self._tokens(what, more, now)
+            elif kind == Kind.PIECES:
+                self._pieces(what, more[0], more[1], now)
             elif kind == Kind.EVENTS:
                 self._events(what, more, now)
             elif kind == Kind.TURN:
@@ -168,9 +171,18 @@ class Cluster:
     def _plan_step(self, engine: Engine) -> None:
         if engine.ends_at is not None:
             self._plan(engine.ends_at, Kind.STEP_OVER, engine)
+            self._plan_pieces(engine, 1)
+
+    def _plan_pieces(self, engine: Engine, step: int) -> None:
+        """Those of the last step of a run come when it is over."""
+        if step < engine.run.steps:
+            self._plan(engine.step_at(step) + self.scenario.network_s, Kind.PIECES, engine, (engine.run, step))
 
     def _step_over(self, engine: Engine, now: float) -> None:
+        run = engine.run
         engine.step_over(now)
+        if engine.generating is not None:
+            self._plan(now + self.scenario.network_s, Kind.PIECES, engine, (run, 0))
         self._plan_step(engine)
         if engine.first or engine.done:
             for work in engine.first:
@@ -183,6 +195,13 @@ class Cluster:
         if engine.events:
             self._plan(now + self.scenario.event_delay_s, Kind.EVENTS, engine, engine.events)
             engine.events = []
+
+    def _pieces(self, engine: Engine, run: Run, step: int, now: float) -> None:
+        """Every stream that is generated there gets a piece: the router is told of one."""
+        if step <= run.steps and (work := engine.generating) is not None:
+            self.router.stepped(work.owner.decision, now)
+            if step and run is engine.run:
+                self._plan_pieces(engine, step + 1)
 
     def _tokens(self, first: list[Work], done: list[Work], now: float) -> None:
         for work in first:

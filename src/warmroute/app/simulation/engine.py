@@ -66,6 +66,15 @@ class Work:
         self.running = False
 
 
+class Run:
+    """Steps that follow one another without a change; if it is cut short, it has fewer than it was to have."""
+
+    __slots__ = ("steps",)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+
 class Engine:
     """The owner calls `arrive` and, at `ends_at`, `step_over`; then it takes what `first`, `done` and `events` hold."""
 
@@ -89,7 +98,8 @@ class Engine:
         self._context = 0
         self._chunks: list[tuple[Work, int]] = []
         self._begun_at = 0.0
-        self._steps = 0
+        self.run = Run()
+        """What is under way."""
         self._numbers = 0
         self._load_s = 0.0
 
@@ -109,7 +119,7 @@ class Engine:
     def step_over(self, now: float) -> None:
         """The step under way ends now; begin the next."""
         self.busy_s += now - self._begun_at
-        batch, steps = len(self._decoding), self._steps
+        batch, steps = len(self._decoding), self.run.steps
         self._decode_steps += steps
         self._context += batch * steps
         self.cache.private += batch * steps / self.block_size
@@ -130,13 +140,24 @@ class Engine:
         self.prefilling.clear()
         self._decoding.clear()
         self.ends_at = None
+        self.run.steps = 0
         return lost
+
+    def step_at(self, step: int) -> float:
+        """When the `step`th step of the run under way ends, if nothing cuts it short."""
+        return self._begun_at + self._run_s(step)
+
+    @property
+    def generating(self) -> Work | None:
+        """One of the requests that are past their first token, if there is one."""
+        return self._decoding[0][2] if self._decoding else None
 
     # -- steps
 
     def _begin(self, now: float) -> None:
         self._schedule()
         self._begun_at = now
+        self.run = Run()
         batch, profile = len(self._decoding), self.profile
         if self._chunks:
             prompt_tokens = sum(tokens for _, tokens in self._chunks)
@@ -145,14 +166,14 @@ class Engine:
             seconds = profile.overhead_s + arithmetic + profile.attention_s * attended
             seconds += self._context * profile.context_s + self._load_s
             self._load_s = 0.0
-            self._steps = 1
+            self.run.steps = 1
             self.ends_at = now + seconds
         elif batch:
-            self._steps = max(1, self._decoding[0][0] - self._decode_steps)
+            self.run.steps = max(1, self._decoding[0][0] - self._decode_steps)
             grown = self.cache.capacity - self.cache.in_use
-            if grown * self.block_size < self._steps * batch:  # to the brim, and see who must go
-                self._steps = max(1, int(grown * self.block_size / batch))
-            self.ends_at = now + self._run_s(self._steps)
+            if grown * self.block_size < self.run.steps * batch:  # to the brim, and see who must go
+                self.run.steps = max(1, int(grown * self.block_size / batch))
+            self.ends_at = now + self._run_s(self.run.steps)
         else:
             self.ends_at = None
 
@@ -164,7 +185,7 @@ class Engine:
 
     def _cut_short(self, now: float) -> bool:
         """End a run of steps with the step that is under way now, because a request came."""
-        if self._chunks or self._steps == 1 or len(self.waiting) > 1:
+        if self._chunks or self.run.steps == 1 or len(self.waiting) > 1:
             return False
         batch, profile, past = len(self._decoding), self.profile, now - self._begun_at
         first = profile.overhead_s + max(profile.weights_s, batch * profile.token_s) + self._context * profile.context_s
@@ -172,10 +193,10 @@ class Engine:
         steps = (
             past / first if half == 0 else (sqrt((first - half) ** 2 + 4 * half * past) - (first - half)) / (2 * half)
         )
-        whole = min(self._steps, max(1, ceil(steps)))
-        if whole == self._steps:
+        whole = min(self.run.steps, max(1, ceil(steps)))
+        if whole == self.run.steps:
             return False
-        self._steps = whole
+        self.run.steps = whole
         self.ends_at = max(now, self._begun_at + self._run_s(whole))
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 
 from warmroute.app.own_policy import load_policy
@@ -12,7 +13,8 @@ from warmroute.app.simulation.cluster import Cluster
 from warmroute.app.simulation.profiles import Profile, parse_profile
 from warmroute.app.simulation.results import Results
 from warmroute.app.simulation.scenario import FleetChange, Scenario, rate_for
-from warmroute.app.simulation.workloads import WORKLOADS, Trace, Workload
+from warmroute.app.simulation.trace import Trace
+from warmroute.app.simulation.workloads import WORKLOADS, Workload
 from warmroute.config.ranges import POLICIES
 from warmroute.config.tree import RoutingConfig
 
@@ -45,9 +47,13 @@ class Wish:
     def scenario(self, policy: str) -> Scenario:
         """The run for one policy. Raises ValueError with what is wrong with the wish."""
         workload, engines = self._workload(), self._engines()
-        rate = self.rate or rate_for(self.utilisation, workload, engines, self.block_size)
+        if not all(map(isfinite, (self.utilisation, self.rate or 0.0, self.event_delay_ms, self.host_gib))):
+            raise ValueError("give finite numbers")
+        rate = rate_for(self.utilisation, workload, engines, self.block_size) if self.rate is None else self.rate
         if rate <= 0:
             raise ValueError("the rate must be above 0")
+        if self.event_delay_ms < 0 or self.host_gib < 0:
+            raise ValueError("the delay of events and the host tier must not be below 0: give 0 for none")
         return Scenario(
             workload=workload,
             engines=engines,
@@ -135,6 +141,6 @@ def _change(text: str, engines: int) -> FleetChange:
         change = FleetChange(float(at), kind, int(number))  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"--fleet {text!r}: give fail:N@S, drain:N@S or join:N@S") from error
-    if kind not in ("fail", "drain", "join") or not 0 <= change.engine < engines or change.at_s < 0:
+    if kind not in ("fail", "drain", "join") or not 0 <= change.engine < engines or not 0 <= change.at_s < inf:
         raise ValueError(f"--fleet {text!r}: give fail:N@S, drain:N@S or join:N@S with N below {engines}")
     return change

@@ -10,13 +10,10 @@ docstrings say which.
 
 from __future__ import annotations
 
-import json
 import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from warmroute.core.hashing import mix
@@ -180,53 +177,6 @@ def mixed(seed: int) -> Iterator[Conversation]:
             document = n.dice.choices(documents, weights)[0]
             turn = Turn((document, n.new(n.length(80))), n.new(n.length(300, 0.7, most=2000)), 0.0)
         yield Conversation(n.dice.expovariate(1.0), iter((turn,)), None)
-
-
-TRACE_BLOCK: Final = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """A trace in Mooncake's format: a JSON object per line with timestamp (ms), input_length, output_length, hash_ids.
-
-    Each hash id stands for a block of 512 tokens. When more is asked than it has, it is repeated with other numbers, so
-    that nothing is shared between repetitions.
-    """
-
-    path: Path
-
-    def __call__(self, seed: int) -> Iterator[Conversation]:
-        """The requests in order, at the trace's own pace scaled to one per second."""
-        del seed
-        requests = self._read()
-        span_s = (requests[-1][0] - requests[0][0]) / 1e3 or 1.0
-        pace = len(requests) / span_s
-        fresh = count(1 << 40)
-        for lap in count():
-            last = requests[0][0]
-            for timestamp, input_length, output_length, hash_ids in requests:
-                blocks = [(lap << 28 | number, TRACE_BLOCK) for number in hash_ids]
-                if blocks:
-                    blocks[-1] = (blocks[-1][0], max(1, input_length - TRACE_BLOCK * (len(blocks) - 1)))
-                turn = Turn(tuple(blocks), (next(fresh), max(1, output_length)), 0.0)
-                yield Conversation((timestamp - last) / 1e3 * pace, iter((turn,)), None)
-                last = timestamp
-
-    def _read(self) -> list[tuple[float, int, int, list[int]]]:
-        requests = []
-        with self.path.open() as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    r = json.loads(line)
-                    requests.append((r["timestamp"], r["input_length"], r["output_length"], r["hash_ids"]))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(
-                        f"{self.path}, line {number}: {error!r}; expected an object with timestamp, input_length, "
-                        "output_length and hash_ids"
-                    ) from error
-        if not requests:
-            raise ValueError(f"{self.path} is empty")
-        return requests
 
 
 Workload: TypeAlias = Callable[[int], Iterator[Conversation]]

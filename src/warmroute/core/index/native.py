@@ -42,10 +42,9 @@ class NativeIndex(_native.Index):
         return [Overlap(*overlap) for overlap in self.match_tuples(prefixes, block_size)]
 
     def match_columns(self, prefixes: Sequence[PrefixHash], block_size: int) -> Columns:
-        """What `match` gives, in columns."""
+        """What `match` gives, in columns: buffers of numbers."""
         found = self.match_arrays(prefixes, block_size)
-        workers = cast("list[WorkerId]", found.workers.tolist())
-        return workers, found.blocks.tolist(), found.by_medium.tolist()
+        return cast("Sequence[WorkerId]", found.workers), found.blocks, found.by_medium
 
     def worker_sizes(self, worker: WorkerId) -> WorkerSizes:
         """What `worker` holds; zeros if it is unknown."""

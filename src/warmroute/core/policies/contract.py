@@ -2,20 +2,25 @@
 
 A policy is any object with a `name` and a `costs` method, so a user's own takes ten lines. It sees all candidates of
 one request as parallel lists, because a thousand small objects per request would cost more than the decision is worth.
+The lists are made when they are first looked at: the default policy, and what is kept for explanation, need none.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import msgspec
 
 from warmroute.core.dice import Dice
+from warmroute.core.rows import COUNTS, HELD, RATES, TIMES, gather
+from warmroute.core.steps import wait_s
 from warmroute.types import PrefixHash, TokenIds, Worker
 
 
-class Candidates(msgspec.Struct, gc=False, kw_only=True):
+class Candidates(msgspec.Struct, dict=True, kw_only=True):
     """The workers that could serve one request, and what is known of each; entry i of every list is of workers[i].
 
     The lists belong to this request alone: a policy may change them, and need not copy them to keep them.
@@ -40,44 +45,95 @@ class Candidates(msgspec.Struct, gc=False, kw_only=True):
     priority: int
     """As vLLM has it: the lower, the earlier; 0 if nothing is said."""
 
-    overlap_tokens: list[int]
-    """Leading tokens of this request the worker is thought to hold, in any medium, claims included."""
-    cpu_tokens: list[int]
-    """The part of them that lies in host memory."""
-    storage_tokens: list[int]
-    """The part of them that lies in storage."""
-    claimed_tokens: list[int]
-    """The part of them that rests on requests still under way there."""
-    belief: Sequence[float]
-    """How far the worker's view may be believed: 1 in sync, less if it is known to be incomplete."""
-
-    requests: list[int]
-    """Requests in flight."""
-    prefilling: list[int]
-    """Those of them that wait for their first byte."""
-    prefill_tokens: list[int]
-    """Prompt tokens to be computed for those."""
-    kv_tokens: list[int]
-    """Prompt tokens of all requests in flight."""
-    free_at: list[float]
-    """When the prefill queued ahead is expected to be done; in the past if nothing is queued."""
-    fixed_s: list[float]
-    """Seconds a prefill takes there however short it is, learned from its answers."""
-    per_token_s: list[float]
-    """Seconds there per prompt token that is not cached, learned from its answers."""
-    per_pair_s: list[float]
-    """Seconds there per pair of such a token and one before it (attention), learned from its answers."""
-    per_context_s: list[float]
-    """Seconds there per token that running requests hold (`kv_tokens`), learned from its answers."""
-
-    busy: list[float]
-    """Share of the time of late for which prefill was booked there; above 1 if it was more than the worker can do."""
+    belief: array[float]
+    """How far the worker's view may be believed: 1 in sync, less if it is known to be incomplete. Not to be changed."""
+    kv_tokens_max: array[float]
+    """Room of the worker's GPU cache, in tokens; infinite if it is not known. Not to be changed."""
     requests_per_s: float
     """Requests of late, all workers together."""
-    kv_tokens_max: int
-    """Least room that any candidate's GPU cache has, in tokens; 0 if it is not known of all."""
-    all_believed: bool
-    """Whether all of `belief` is 1."""
+    reach_s: float = 0.0
+    """How long before a step begins a request must be sent to be part of it, learned from answers."""
+
+    held: array[int]
+    counts: array[int]
+    times: array[float]
+    rates: array[float]
+    """What the lists below are made of, in rows (`core/rows.py`). Not to be changed."""
+
+    @cached_property
+    def overlap_tokens(self) -> list[int]:
+        """Leading tokens of this request the worker is thought to hold, in any medium, claims included."""
+        return self.held[0::HELD].tolist()
+
+    @cached_property
+    def cpu_tokens(self) -> list[int]:
+        """The part of them that lies in host memory."""
+        return self.held[1::HELD].tolist()
+
+    @cached_property
+    def storage_tokens(self) -> list[int]:
+        """The part of them that lies in storage."""
+        return self.held[2::HELD].tolist()
+
+    @cached_property
+    def claimed_tokens(self) -> list[int]:
+        """The part of them that rests on requests still under way there."""
+        return self.held[3::HELD].tolist()
+
+    @cached_property
+    def requests(self) -> list[int]:
+        """Requests in flight."""
+        return self.counts[0::COUNTS].tolist()
+
+    @cached_property
+    def prefilling(self) -> list[int]:
+        """Those of them that wait for their first byte."""
+        return self.counts[1::COUNTS].tolist()
+
+    @cached_property
+    def prefill_tokens(self) -> list[int]:
+        """Prompt tokens to be computed for those."""
+        return self.counts[2::COUNTS].tolist()
+
+    @cached_property
+    def kv_tokens(self) -> list[int]:
+        """Prompt tokens of all requests in flight."""
+        return self.counts[3::COUNTS].tolist()
+
+    @cached_property
+    def free_at(self) -> list[float]:
+        """When the prefill queued ahead is expected to be done, or else the step under way; in the past: nothing is."""
+        return self.times[0::TIMES].tolist()
+
+    @cached_property
+    def busy(self) -> list[float]:
+        """Share of the time of late for which prefill was booked there; above 1 if it was more than it can do."""
+        return self.times[1::TIMES].tolist()
+
+    @cached_property
+    def fixed_s(self) -> list[float]:
+        """Seconds a prefill takes there however short it is, learned from its answers."""
+        return self.rates[0::RATES].tolist()
+
+    @cached_property
+    def per_token_s(self) -> list[float]:
+        """Seconds there per prompt token that is not cached, learned from its answers."""
+        return self.rates[1::RATES].tolist()
+
+    @cached_property
+    def per_pair_s(self) -> list[float]:
+        """Seconds there per pair of such a token and one before it (attention), learned from its answers."""
+        return self.rates[2::RATES].tolist()
+
+    @cached_property
+    def per_context_s(self) -> list[float]:
+        """Seconds there per token that running requests hold (`kv_tokens`), learned from its answers."""
+        return self.rates[3::RATES].tolist()
+
+    @cached_property
+    def step_s(self) -> list[float]:
+        """Seconds that its steps take while nothing but generations run; 0 if that is not known, or nothing runs."""
+        return [step if requests else 0.0 for step, requests in zip(self.rates[4::RATES], self.requests, strict=True)]
 
     @property
     def decoding(self) -> list[int]:
@@ -92,28 +148,36 @@ class Candidates(msgspec.Struct, gc=False, kw_only=True):
 
     @property
     def wait_s(self) -> list[float]:
-        """Seconds until the prefill queued ahead is expected to be done."""
-        now = self.now
-        return [at - now if at > now else 0.0 for at in self.free_at]
+        """Seconds until a step is expected to begin that this request can be part of."""
+        now, reach = self.now, self.reach_s
+        return [wait_s(free - now, step, reach) for free, step in zip(self.free_at, self.step_s, strict=True)]
 
     def first_token_s(self, i: int) -> float:
         """Seconds from now until this request's first token is expected of candidate `i`."""
-        wait = max(0.0, self.free_at[i] - self.now)
-        step = self.fixed_s[i] + self.per_context_s[i] * self.kv_tokens[i]
-        return wait + step + self.prefill_s(i, self.prompt_tokens - self.overlap_tokens[i])
+        rates, row = self.rates, RATES * i
+        step_s = rates[row + 4] if self.counts[COUNTS * i] else 0.0
+        wait = wait_s(self.times[TIMES * i] - self.now, step_s, self.reach_s)
+        step = rates[row] + rates[row + 3] * self.counts[COUNTS * i + 3]
+        first = step + self.prefill_s(i, self.prompt_tokens - self.held[HELD * i])
+        return wait + (first if first > step_s else step_s)  # no step with a prefill is shorter than one without
 
     def prefill_s(self, i: int, tokens: float) -> float:
         """Seconds that candidate `i` is expected to compute the last so many tokens of the prompt."""
-        return tokens * (self.per_token_s[i] + (self.prompt_tokens - tokens / 2) * self.per_pair_s[i])
+        rates, row = self.rates, RATES * i
+        return tokens * (rates[row + 1] + (self.prompt_tokens - tokens / 2) * rates[row + 2])
 
     def only(self, kept: Sequence[int]) -> Candidates:
         """These candidates alone."""
-        picked = {
-            name: [value[i] for i in kept]
-            for name in self.__struct_fields__
-            if name not in ("token_ids", "chain") and isinstance(value := getattr(self, name), list)
-        }
-        return msgspec.structs.replace(self, workers=tuple(self.workers[i] for i in kept), **picked)
+        return msgspec.structs.replace(
+            self,
+            workers=tuple(self.workers[i] for i in kept),
+            belief=gather(self.belief, 1, kept),
+            kv_tokens_max=gather(self.kv_tokens_max, 1, kept),
+            held=gather(self.held, HELD, kept),
+            counts=gather(self.counts, COUNTS, kept),
+            times=gather(self.times, TIMES, kept),
+            rates=gather(self.rates, RATES, kept),
+        )
 
 
 class Policy(Protocol):

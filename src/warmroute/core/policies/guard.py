@@ -10,6 +10,7 @@ hears of its own decisions only.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -44,7 +45,7 @@ class Guarded:
             self.failures["resting"] += 1
             return self._fall_back(candidates)
         try:
-            costs = self.policy.costs(candidates)
+            costs = array("d", self.policy.costs(candidates))
             problem = _problem(costs, len(candidates.workers))
         except Exception as error:
             self.failures["raised"] += 1

@@ -2,7 +2,8 @@
 
 cost = queue + step + prefill + others + generations + evictions + memory - replication
 
-    queue        until the prefill queued ahead is expected to be done
+    queue        until the prefill queued ahead is expected to be done, or the step under way; and one step more if it
+                 is too late to be part of the next
     step         a step of the engine beside what runs there
     prefill      computing what the worker does not hold, at its own learned rate
     others       the delay of requests yet to come, which arrive while this prefill keeps the worker busy: the more of
@@ -24,16 +25,21 @@ No term has a threshold at which the decision changes its kind; each is zero whe
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import repeat
-from math import inf
-from typing import ClassVar, Final, NamedTuple
+from functools import reduce
+from operator import add
+from typing import ClassVar, Final, TypeAlias
+
+import msgspec
 
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.hashing import NATIVE
 from warmroute.core.policies.contract import Candidates
-from warmroute.types import PrefixHash, Worker, WorkerId
+from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES
+from warmroute.core.steps import wait_s
+from warmroute.types import PrefixHash, WorkerId
 
 if NATIVE:
     from warmroute import _native
@@ -53,7 +59,7 @@ CREDITS_MAX: Final = 10_000
 """Prefixes for which queueing is remembered; the least recently used goes first."""
 
 
-class Memo(NamedTuple):
+class Memo(msgspec.Struct, frozen=True, gc=False):
     """What a decision rested on beside its candidates: kept with it, so that it can be explained later."""
 
     credit_s: float
@@ -70,6 +76,13 @@ class Memo(NamedTuple):
     """Who answered this session last, and so many tokens that are thought to be held there still."""
 
 
+Survey: TypeAlias = tuple[int, int, int, float, float, float]
+"""What one look over all candidates shows: the longest overlap; who has it, of several the first; the sum of overlaps,
+and of how busy they are, from the first on; when the first of them will be free; the least that anybody has to do
+before it begins to compute a prompt, in seconds: what is queued, and a step."""
+NOWHERE: Final = -1
+
+
 class LeastWork:
     """Seconds; the weights of `config` scale the terms."""
 
@@ -84,44 +97,48 @@ class LeastWork:
         self.memo = Memo(0.0, 0, 0.0, 1.0, 0.0)
         """Of the last costs."""
         self._bound = 0.5
-        self._roomy: tuple[Worker, ...] = ()
-        """The workers that `_rooms` is of."""
-        self._rooms: list[float] = []
-        """Tokens that may be in use by prompts, per worker, until memory costs."""
-        self._least_room = inf
+        self._seen: Survey = (0, 0, 0, 0.0, 0.0, 0.0)
+        """At the last costs."""
 
     def costs(self, candidates: Candidates) -> Sequence[float]:
         """Seconds."""
         c, config = candidates, self._config
-        best, mean_busy = max(c.overlap_tokens), sum(c.busy) / len(c.busy) or 1.0
-        care = config.others_weight * 2.0 ** max(-PRIORITY_MAX, min(PRIORITY_MAX, c.priority))
-        rate = care * c.requests_per_s / len(c.workers)
+        n, rows = len(c.workers), (c.held, c.counts, c.times, c.rates)
+        self._seen = best, _, _, busy, free_at, _ = survey(c.now, *rows)
+        mean_busy = busy / n or 1.0
+        care = config.others_weight
+        if c.priority:
+            care *= 2.0 ** max(-PRIORITY_MAX, min(PRIORITY_MAX, c.priority))
+        rate = care * c.requests_per_s / n
         others = rate * self._bound
-        shortest = max(0.0, min(c.free_at) - c.now)
+        shortest = free_at - c.now if free_at > c.now else 0.0
         work = rate * (1.0 - self._bound) * shortest / (1.0 - min(mean_busy, BUSY_MAX))
         session = self._session(c)
-        self.memo = Memo(self._credit(c, best), best, others, mean_busy, work, session)
+        credit_s = self._credit(c, best)
+        self.memo = Memo(credit_s, best, others, mean_busy, work, session)
+        at, tokens = NOWHERE, 0.0
+        if session is not None:
+            at = next((i for i, worker in enumerate(c.workers) if worker.id == session[0]), NOWHERE)
+            tokens = session[1]
+        costs, steps = array("d", bytes(BYTES * n)), 1.0 + config.decode_weight
+        # fmt: off
         weights = (
-            c.now,
-            float(c.prompt_tokens),
-            1.0 + config.decode_weight,
-            work,
-            others,
-            config.eviction_weight,
-            mean_busy,
+            c.now, float(c.prompt_tokens), steps, work, others, config.eviction_weight, mean_busy, self._cpu_loss,
+            self._storage_loss, ROOMY_SHARE, config.memory_weight, credit_s, float(best), at, tokens,
+            c.reach_s,
         )
-        columns = c.free_at, c.fixed_s, c.per_token_s, c.per_pair_s, c.kv_tokens, c.per_context_s, c.busy
-        costs = weigh(weights, self._worth(c, session), _paid(c, self.memo), columns)
-        memory = self._memory(c)
-        return costs if memory is None else [cost + more for cost, more in zip(costs, memory, strict=True)]
+        # fmt: on
+        weigh(weights, rows, c.belief, c.kv_tokens_max, costs)
+        return costs
 
     def terms(self, candidates: Candidates, memo: Memo) -> dict[str, list[float]]:
         """The terms that `costs` has summed up; `others` with what replication pays for left out."""
         c = candidates
         n = len(c.workers)
-        worth, paid = self._worth(c, memo.session), _paid(c, memo) or [0.0] * n
+        worth, paid = self._worth(c, memo.session), _paid(c, memo)
         prefill = [c.prefill_s(i, c.prompt_tokens - held) for i, held in enumerate(worth)]
         step = [c.fixed_s[i] + c.kv_tokens[i] * c.per_context_s[i] for i in range(n)]
+        step = [max(alone, least - s) for alone, least, s in zip(step, c.step_s, prefill, strict=True)]
         generations = [c.kv_tokens[i] * c.per_context_s[i] * self._config.decode_weight for i in range(n)]
         others = []
         for i, wait in enumerate(c.wait_s):
@@ -139,13 +156,13 @@ class LeastWork:
             "others": others,
             "generations": generations,
             "evictions": evictions,
-            "memory": self._memory(c) or [0.0] * n,
+            "memory": self._memory(c),
             "replication": [-each for each in paid],
         }
 
     def chosen(self, candidates: Candidates, winner: int) -> None:
         """Remember the session, and settle the replication account of the prefix that the best holder has."""
-        c, best = candidates, self.memo.best_tokens
+        c, (best, holder, held_tokens, _, _, least_s) = candidates, self._seen
         if c.session is not None:
             self._sessions[c.session] = c.workers[winner].id, c.prompt_tokens
             self._sessions.move_to_end(c.session)
@@ -153,22 +170,22 @@ class LeastWork:
                 self._sessions.popitem(last=False)
         if c.prompt_tokens:
             # What is only being computed binds to nobody: it could be computed elsewhere meanwhile.
-            lies = best - c.claimed_tokens[c.overlap_tokens.index(best)]
-            bound = max(0.0, lies - sum(c.overlap_tokens) / len(c.workers)) / c.prompt_tokens
+            lies = best - c.held[HELD * holder + 3]
+            bound = max(0.0, lies - held_tokens / len(c.workers)) / c.prompt_tokens
             self._bound += (bound - self._bound) * BOUND_SHARE
         if not (best and len(c.chain) and self._config.replication_weight):
             return
-        missing_s = (best - c.overlap_tokens[winner]) * c.per_token_s[winner]
+        missing_s = (best - c.held[HELD * winner]) * c.rates[RATES * winner + 1]
         if missing_s > 0:
             credit_s = max(0.0, self.memo.credit_s - missing_s)
-        elif c.claimed_tokens[winner]:
+        elif c.held[HELD * winner + 3]:
             return  # it waits for the prefix to be computed for the first time: a copy would take as long
         else:
-            loads = [
-                (free - c.now if free > c.now else 0.0) + fixed + kv * per_context
-                for free, fixed, kv, per_context in zip(c.free_at, c.fixed_s, c.kv_tokens, c.per_context_s, strict=True)
-            ]
-            credit_s = self.memo.credit_s + (loads[winner] - min(loads)) * self._config.replication_weight
+            free, row = c.times[TIMES * winner], RATES * winner
+            # Who only waits for a step would do so wherever it is.
+            wait = free - c.now if free > c.now and c.counts[COUNTS * winner + 1] else 0.0
+            load = wait + c.rates[row] + c.counts[COUNTS * winner + 3] * c.rates[row + 3]
+            credit_s = self.memo.credit_s + (load - least_s) * self._config.replication_weight
         prefix = c.chain[best // c.block_size - 1]
         self._credits[prefix] = (credit_s, c.now)
         self._credits.move_to_end(prefix)
@@ -182,19 +199,11 @@ class LeastWork:
         credit_s, at = self._credits.get(c.chain[best // c.block_size - 1], (0.0, 0.0))
         return credit_s * 0.5 ** ((c.now - at) / CREDIT_HALF_LIFE_S) if credit_s else 0.0
 
-    def _memory(self, c: Candidates) -> list[float] | None:
-        """None where everything fits everywhere, as far as engines say how much they hold."""
+    def _memory(self, c: Candidates) -> list[float]:
         prompt, weight = c.prompt_tokens, self._config.memory_weight
-        if c.workers is not self._roomy:  # hardly ever: they are the same as long as the fleet is
-            self._roomy = c.workers
-            self._rooms = [ROOMY_SHARE * worker.kv_tokens_max if worker.kv_tokens_max else inf for worker in c.workers]
-            self._least_room = min(self._rooms)
-        if max(c.kv_tokens) + prompt <= self._least_room or not weight:
-            return None
-        columns = zip(self._rooms, c.kv_tokens, c.per_token_s, strict=True)
-        return [
-            weight * per_token * over if (over := kv + prompt - room) > 0.0 else 0.0 for room, kv, per_token in columns
-        ]
+        columns = zip(c.kv_tokens_max, c.kv_tokens, c.per_token_s, strict=True)
+        over = [(kv + prompt - ROOMY_SHARE * room, per_token) for room, kv, per_token in columns]
+        return [weight * per_token * tokens if tokens > 0.0 else 0.0 for tokens, per_token in over]
 
     def _session(self, c: Candidates) -> tuple[WorkerId, float] | None:
         """Where a prompt whose tokens are not known has its beginning, most likely: where the session was last."""
@@ -205,50 +214,70 @@ class LeastWork:
 
     def _worth(self, c: Candidates, session: tuple[WorkerId, float] | None) -> Sequence[float]:
         """Tokens' worth of prefill that the overlap saves, as far as the worker's view is believed."""
-        if session is not None:
-            return [session[1] if worker.id == session[0] else 0.0 for worker in c.workers]
-        worth: Sequence[float] = c.overlap_tokens
-        if any(c.cpu_tokens) or any(c.storage_tokens):
-            cpu_loss, storage_loss = self._cpu_loss, self._storage_loss
-            tiers = zip(worth, c.cpu_tokens, c.storage_tokens, strict=True)
-            worth = [held - cpu * cpu_loss - storage * storage_loss for held, cpu, storage in tiers]
-        if not c.all_believed:
-            worth = [held * belief for held, belief in zip(worth, c.belief, strict=True)]
-        return worth
+        columns = zip(c.overlap_tokens, c.cpu_tokens, c.storage_tokens, c.belief, strict=True)
+        worth = [
+            (held - cpu * self._cpu_loss - storage * self._storage_loss) * belief
+            for held, cpu, storage, belief in columns
+        ]
+        if session is None:
+            return worth
+        return [session[1] if worker.id == session[0] else held for worker, held in zip(c.workers, worth, strict=True)]
 
 
 def _paid(c: Candidates, memo: Memo) -> list[float]:
-    """How much of computing the longest prefix is paid for, per candidate; empty if nothing is."""
+    """How much of computing the longest prefix is paid for, per candidate."""
     credit_s, best = memo.credit_s, memo.best_tokens
-    if not credit_s:
-        return []
-    return [
-        min(credit_s, (best - overlap) * per_token)
-        for overlap, per_token in zip(c.overlap_tokens, c.per_token_s, strict=True)
+    columns = zip(c.overlap_tokens, c.per_token_s, strict=True)
+    return [min(credit_s, (best - overlap) * per_token) for overlap, per_token in columns]
+
+
+RowsOfAll: TypeAlias = "tuple[array[int], array[int], array[float], array[float]]"
+"""Of all candidates: held, counts, times, rates."""
+
+
+def survey_in_python(
+    now: float, held: array[int], counts: array[int], times: array[float], rates: array[float]
+) -> Survey:
+    """What `_native.survey` finds, and what judges it."""
+    overlap, kv, free_at = held[0::HELD], counts[3::COUNTS], times[0::TIMES]
+    best = max(overlap)
+    queued = [waiting and free > now for waiting, free in zip(counts[1::COUNTS], free_at, strict=True)]
+    loads = [
+        (free - now if waits else 0.0) + fixed + in_use * per_context
+        for waits, free, fixed, in_use, per_context in zip(
+            queued, free_at, rates[0::RATES], kv, rates[3::RATES], strict=True
+        )
     ]
+    busy = reduce(add, times[1::TIMES], 0.0)  # sum() is more exact in some versions
+    return best, overlap.index(best), sum(overlap), busy, min(free_at), min(loads)
 
 
 def weigh_in_python(
-    weights: tuple[float, float, float, float, float, float, float],
-    worth: Sequence[float],
-    paid: Sequence[float],
-    columns: tuple[Sequence[float], ...],
-) -> list[float]:
-    """All terms but memory, summed up per candidate: what `_native.weigh` does, and what judges it.
+    weights: tuple[float, ...], rows: RowsOfAll, belief: array[float], kv_tokens_max: array[float], costs: array[float]
+) -> None:
+    """All terms summed up per candidate, put into `costs`: what `_native.weigh` does, and what judges it.
 
-    `weights`: now, prompt tokens, steps, work, others, evictions and mean busy, as in `LeastWork.costs`.
+    `weights`: as in `LeastWork.costs`.
     """
-    now, prompt, steps, work, others, evictions, mean_busy = weights
-    costs = []
-    for held, back, free, fixed, per_token, per_pair, kv, per_context, busy in zip(
-        worth, paid or repeat(0.0), *columns, strict=False
-    ):
-        uncached = prompt - held
-        wait = (free - now if free > now else 0.0) + fixed + kv * per_context * steps
-        s = uncached * (per_token + (prompt - uncached / 2) * per_pair) - back
-        delayed = others * (wait + s / 2) / (1.0 - (busy if busy < BUSY_MAX else BUSY_MAX))  # noqa: FURB136 - faster
-        costs.append(wait + s + s * (work + evictions * busy / (busy + mean_busy) + delayed))
-    return costs
+    now, prompt, steps, work, others, evictions, mean_busy, *more = weights
+    cpu_loss, storage_loss, roomy, memory, credit_s, best, session_at, session_tokens, reach = more
+    held, counts, times, rates = rows
+    for i, believed in enumerate(belief):
+        overlap, cpu, storage, _ = held[HELD * i : HELD * i + HELD]
+        fixed, per_token, per_pair, per_context, step = rates[RATES * i : RATES * i + RATES]
+        (free, busy), kv = times[TIMES * i : TIMES * i + TIMES], counts[COUNTS * i + 3]
+        worth = (overlap - cpu * cpu_loss - storage * storage_loss) * believed
+        uncached = prompt - (session_tokens if i == session_at else worth)
+        step = step if counts[COUNTS * i] else 0.0
+        s = uncached * (per_token + (prompt - uncached / 2) * per_pair)
+        alike = max(0.0, step - fixed - kv * per_context - s)
+        wait = wait_s(free - now, step, reach) + fixed + kv * per_context * steps + alike
+        s -= min(credit_s, (best - overlap) * per_token)
+        delayed = others * (wait + s / 2) / (1.0 - min(busy, BUSY_MAX))
+        cost = wait + s + s * (work + evictions * busy / (busy + mean_busy) + delayed)
+        over = kv + prompt - roomy * kv_tokens_max[i]
+        costs[i] = cost + (memory * per_token * over if over > 0.0 else 0.0)
 
 
-weigh: Callable[..., list[float]] = _native.weigh if NATIVE else weigh_in_python
+survey: Callable[..., Survey] = _native.survey if NATIVE else survey_in_python
+weigh: Callable[..., None] = _native.weigh if NATIVE else weigh_in_python

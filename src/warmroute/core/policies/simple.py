@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from math import inf
 from typing import ClassVar, Final
@@ -21,13 +22,16 @@ class RoundRobin:
 
     def __init__(self) -> None:
         self._turn = -1
+        self._away = array("d")
 
     def costs(self, candidates: Candidates) -> Sequence[float]:
         """How many turns away each candidate is."""
         self._turn += 1
         n = len(candidates.workers)
-        start = self._turn % n
-        return [*range(n - start, n), *range(n - start)]
+        if len(self._away) != n:
+            self._away = array("d", range(n))
+        start = n - self._turn % n
+        return self._away[start:] + self._away[:start]
 
 
 class RandomChoice:

@@ -185,9 +185,11 @@ class Exchange:
             else:
                 self.connected(engine)
 
-    def _service_failed(self, error: BaseException, *, logged: bool = False) -> None:
-        """Answer with what the error is; `logged`: the access log has the request already."""
-        request_id = self._request.head.header(b"x-request-id") or secrets.token_hex(8).encode()
+    def _service_failed(self, error: BaseException, tried: Dispatch | None = None) -> None:
+        """Answer with what the error is; `tried`: where it was sent before, under the id that its decision has."""
+        given = None if tried is None else dict(tried.response_headers).get(b"x-request-id")
+        request_id = given or self._request.head.header(b"x-request-id") or secrets.token_hex(8).encode()
+        logged = tried is not None and isinstance(error, NoWorkerError)
         headers: Headers = ((b"x-request-id", request_id),)
         code: str | None
         param: str | None = None
@@ -268,7 +270,7 @@ class Exchange:
         try:
             again = self._plane.service.retry(dispatch)
         except Exception as error:
-            self._service_failed(error, logged=isinstance(error, NoWorkerError))
+            self._service_failed(error, dispatch)
             return
         if again is None:
             message = f"Engine {dispatch.endpoint.authority} cannot be reached: {reason}. No byte of an answer came."

@@ -74,8 +74,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "api_key": Entry(
         _F,
-        "The engine asks for an API key, which Warmroute does not have: it is never found ready.",
-        "Start it without `--api-key` and VLLM_API_KEY, and let only the gateway reach it.",
+        "The engine asks for an API key, and Warmroute has none or another one: it is never found ready.",
+        "Give its key: `engines[].api_key_file`, or `membership.api_key_file` for all; `doctor` takes them, too.",
     ),
     "no_model": Entry(_F, "It serves no model, so no request goes there.", "Start it with a model."),
     # Release.

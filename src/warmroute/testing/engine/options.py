@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from warmroute.config.addresses import PORT_MAX
 from warmroute.errors import ConfigError
 from warmroute.testing.engine.release import HashForm, Release
 from warmroute.testing.events import Form
@@ -84,6 +85,8 @@ class EngineOptions:
         self._require(
             "max_model_len", self.max_model_len <= capacity, f"The cache holds {capacity} tokens: make it larger."
         )
+        for name in ("port", "events_port", "replay_port"):
+            self._require(name, 0 <= getattr(self, name) <= PORT_MAX, f"Give 0 to {PORT_MAX}.")
         self._require("jitter", 0 <= self.jitter <= 1, "Give a share from 0 to 1.")
         for name in ("prefill_per_token_s", "decode_per_token_s", "buffer_steps"):
             self._require(name, getattr(self, name) >= 0, "Give 0 or more.")

@@ -38,7 +38,7 @@ class Token(NamedTuple):
     id: int
     last: bool
     cached_tokens: int
-    """None: the engine is set up not to report it."""
+    """Of its prompt, found when it was first scheduled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class Owners:
             if path in now and now[path] != value and owners.get(path, set()) - {manager}
         ]
 
-    def applied(self, key: Any, found: Object, given: Object, manager: str, *, record: bool = True) -> Object:
+    def applied(self, key: Any, found: Object, given: Object, manager: str) -> Object:
         """`found` with `given` applied by `manager`, by force."""
         now, wanted = dict(_leaves(found)), dict(_leaves(given))
         owners = copy.deepcopy(self._of(key, found))
@@ -46,8 +46,7 @@ class Owners:
         for path, value in wanted.items():
             owners[path] = {*owners.get(path, ()), manager} if now.get(path) == value else {manager}
             now[path] = value
-        if record:
-            self._owners[key] = owners
+        self._owners[key] = owners
         return copy.deepcopy(_built(now))
 
     def _of(self, key: Any, found: Object) -> dict[Path, set[str]]:

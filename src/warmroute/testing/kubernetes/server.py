@@ -234,8 +234,6 @@ class FakeKubernetes:
             conflicts = self.owners.conflicts(key, found, given, manager)
             if conflicts and request.query.get("force") != "true":
                 return _status(409, f"Apply failed with conflicts: {', '.join(conflicts)}")
-            if request.query.get("dryRun") == "All":
-                return web.json_response(self.owners.applied(key, found, given, manager, record=False))
             stored = self.store.put(resource, self.owners.applied(key, found, given, manager))
             return web.json_response(self._rolled_out(resource, stored))
         return _status(405, "this server does not do that")
