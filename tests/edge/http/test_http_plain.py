@@ -187,8 +187,24 @@ def test_a_plain_head_says_what_a_request_head_says(data: bytes) -> None:
     for name in (*head.names, b"x-request-id", b"none"):
         assert found.header(name) == head.header(name)
     body = bytes(plain.length)
+    other, other_found = (each.replaced((b"x-request-id", b"accept"), b"x-key", b"k") for each in (head, found))
+    assert (other_found.headers, other_found.header(b"x-key"), other_found.end) == (
+        other.headers,
+        b"k",
+        len(b"POST  HTTP/1.1\r\n" + head.target) + sum(len(name) + len(value) + 4 for name, value in other.headers) + 2,
+    )
     for own in ((), OWN):
         assert plain.message(b"e:1", own, body) == request_bytes(head, body, b"e:1", own) + body
+        assert other_found.message(b"e:1", own, body) == request_bytes(other, body, b"e:1", own) + body
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(b"a", b"b\r\nc: d"), (b"a\r\nb", b"c"), (b"a", b""), (b"host", b"x"), (b"", b"x")]
+)
+def test_nothing_but_a_header_can_be_put_into_a_plain_head(name: bytes, value: bytes) -> None:
+    plain: Any = read_request(PLAIN)
+    with pytest.raises(ValueError, match="not a header"):
+        plain.replaced((), name, value)
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
