@@ -31,7 +31,7 @@ ROWS: dict[str, tuple[Literal["q", "d"], tuple[str, ...]]] = {
     "held": ("q", ("overlap_tokens", "cpu_tokens", "storage_tokens", "claimed_tokens")),
     "counts": ("q", ("requests", "prefilling", "prefill_tokens", "kv_tokens")),
     "times": ("d", ("free_at", "busy")),
-    "rates": ("d", ("fixed_s", "per_token_s", "per_pair_s", "per_context_s")),
+    "rates": ("d", ("fixed_s", "per_token_s", "per_pair_s", "per_context_s", "step_s")),
 }
 
 
@@ -297,22 +297,22 @@ def test_priority_scales_what_the_delay_of_others_counts() -> None:
 
 numbers = st.floats(0, 1e6)
 tokens = st.integers(0, 10**6)
-fleets = st.lists(st.tuples(*[tokens] * 8, *[numbers] * 8), min_size=1, max_size=20)
+fleets = st.lists(st.tuples(*[tokens] * 8, *[numbers] * 9), min_size=1, max_size=20)
 """Of each worker its rows, how far it is believed, and its room."""
 
 
 def rows_of(fleet: list[tuple[Any, ...]]) -> RowsOfAll:
     columns = list(zip(*fleet, strict=True))
     held, counts = side_by_side("q", *columns[:4]), side_by_side("q", *columns[4:8])
-    return held, counts, side_by_side("d", *columns[8:10]), side_by_side("d", *columns[10:14])
+    return held, counts, side_by_side("d", *columns[8:10]), side_by_side("d", *columns[10:15])
 
 
-@given(st.tuples(*[numbers] * 13, st.integers(-1, 20), numbers), fleets, st.booleans())
+@given(st.tuples(*[numbers] * 13, st.integers(-1, 20), *[numbers] * 2), fleets, st.booleans())
 def test_the_native_weighing_gives_what_the_reference_gives(
     weights: tuple[float, ...], fleet: list[tuple[Any, ...]], roomy: bool
 ) -> None:
     weights = (*weights[:6], weights[6] + 1.0, *weights[7:])  # the fleet's mean is never 0
-    belief, rooms = (array("d", column) for column in list(zip(*fleet, strict=True))[14:])
+    belief, rooms = (array("d", column) for column in list(zip(*fleet, strict=True))[15:])
     rooms = array("d", [inf] * len(rooms)) if roomy else rooms
     costs = [array("d", [nan] * len(fleet)) for _ in range(2)]
     for judged, into in zip((weigh, weigh_in_python), costs, strict=True):
@@ -327,12 +327,12 @@ def test_the_native_survey_finds_what_the_reference_finds(now: float, fleet: lis
 
 @pytest.mark.skipif(not NATIVE, reason="the native core is not built")
 def test_the_native_weighing_refuses_what_it_cannot_read() -> None:
-    one, weights = array("d", [1.0]), (1.0,) * 15
-    rows = rows_of([(1,) * 8 + (1.0,) * 8])
+    one, weights = array("d", [1.0]), (1.0,) * 16
+    rows = rows_of([(1,) * 8 + (1.0,) * 9])
     weigh(weights, rows, one, one, array("d", [0.0]))
     two, counted = array("d", [1.0, 2.0]), array("q", [1])
     for asked in (
-        (weights[:14], rows, one, one, array("d", [0.0])),
+        (weights[:15], rows, one, one, array("d", [0.0])),
         (weights, rows[:3], one, one, array("d", [0.0])),
         (weights, (*rows[1:], rows[0]), one, one, array("d", [0.0])),
         (weights, (rows[0][:3], *rows[1:]), one, one, array("d", [0.0])),
@@ -403,7 +403,9 @@ def test_what_does_not_fit_costs() -> None:
 def test_a_hot_prefix_gets_another_holder_when_queueing_for_it_has_cost_as_much() -> None:
     policy, chosen = ours(), []
     for n in range(100):
-        asked = candidates([1, 0], [160, 0], free_at=[n + 0.05, 0.0], chain=list(range(10)), now=float(n))
+        asked = candidates(
+            [1, 0], [160, 0], prefilling=[1, 0], free_at=[n + 0.05, 0.0], chain=list(range(10)), now=float(n)
+        )
         won = next(iter(winners(policy, asked)))
         policy.chosen(asked, won)
         chosen.append(won)
@@ -412,7 +414,9 @@ def test_a_hot_prefix_gets_another_holder_when_queueing_for_it_has_cost_as_much(
     assert 1 < len(chosen) < 10, "neither at once nor never"
     policy = ours(replication_weight=0.0)
     for n in range(100):
-        asked = candidates([1, 0], [160, 0], free_at=[n + 0.05, 0.0], chain=list(range(10)), now=float(n))
+        asked = candidates(
+            [1, 0], [160, 0], prefilling=[1, 0], free_at=[n + 0.05, 0.0], chain=list(range(10)), now=float(n)
+        )
         assert winners(policy, asked) == {0}
         policy.chosen(asked, 0)
 

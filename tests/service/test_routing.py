@@ -169,6 +169,27 @@ def test_load_is_released_whatever_the_end(outcome: Outcome, status: int | None)
     stage.router.load.check()
 
 
+def test_who_comes_right_after_a_step_began_goes_where_the_next_is_due_sooner() -> None:
+    stage = Stage(worker(1), worker(2))
+    streams = [stage.attempt(body={"model": "m", "prompt": [n] * 64, "stream": True}) for n in (1, 2)]
+    assert {stream.trail.decision.worker.id for stream in streams} == {10, 20}
+    for stream in streams:
+        stream.answering(200)
+    for _ in range(100):  # steps of 20 ms each, those of one engine 10 ms after those of the other
+        for stream in streams:
+            stage.now += 0.010
+            stream.progressed()
+    for _ in range(10):
+        for late, soon in (streams[::-1], streams):
+            del late
+            stage.now += 0.001
+            attempt = stage.attempt(body={"model": "m", "prompt": [3] * 64, "stream": True})
+            assert attempt.trail.decision.worker.id == soon.trail.decision.worker.id
+            attempt.finished(Outcome.UNREACHABLE)
+            stage.now += 0.009
+            soon.progressed()
+
+
 @pytest.mark.parametrize("status", [200, 404, 500])
 def test_an_answer_that_comes_at_once_is_one_that_began_and_ended(status: int) -> None:
     ends = []

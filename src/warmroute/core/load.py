@@ -250,13 +250,12 @@ class LoadTable:
     def stepped(self, lease: Lease, now: float) -> None:
         """A further piece of the lease's answer came: a step of its worker is over, and the next has begun."""
         slot = lease.slot
-        if now < self.steps.same_until[slot] or not lease.open:
+        if now < self.steps.same_until[slot] or not (lease.observable and lease.open):
             return
         generating = not self.prefilling[slot]
         self.steps.begin(slot, now, self.rates.generation_s, self._generation_s(slot) if generating else None)
         if generating:
             self.free_at[slot] = now + self._generation_s(slot)
-            self._publish(slot)
 
     def release(self, lease: Lease, now: float) -> None:
         """Close the lease, however it ended. No-op when it is closed already."""
@@ -363,7 +362,7 @@ class LoadTable:
                 self.prefilling[slot],
                 self.prefill_tokens[slot],
                 self.kv_tokens[slot],
-                self.free_at[slot],
+                self.free_at[slot] if self.prefilling[slot] else 0.0,  # a step under way, all see for themselves
                 self.busy[slot],
                 self.computed_tokens[slot],
                 self.computed_pairs[slot],

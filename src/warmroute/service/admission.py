@@ -347,6 +347,10 @@ class Admitted:
         """The first byte of the answer's body came."""
         self.inner.answering(status)
 
+    def progressed(self) -> None:
+        """A further piece of the answer's body came."""
+        self.inner.progressed()
+
     def finished(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         """The attempt is over. Only the first call counts."""
         if self._ended:

@@ -253,6 +253,10 @@ class Dispatch(Protocol):
         """The first byte of the answer's body came (the head may come before the engine has begun to compute)."""
         ...
 
+    def progressed(self) -> None:
+        """A further piece of the answer's body came. Called for each, so it must be cheap."""
+        ...
+
     def finished(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         """The attempt is over: release what was booked. Only the first call counts.
 

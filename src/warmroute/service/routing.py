@@ -148,6 +148,10 @@ class Routing:
         if _computed(status):
             self.router.prefilled(attempt.trail.decision, self._clock())
 
+    def progressed(self, attempt: Attempt) -> None:
+        """A further piece of the answer's body came."""
+        self.router.stepped(attempt.trail.decision, self._clock())
+
     def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes, status: int | None = None) -> None:
         """Release what was booked, and note how it ended; `status`: of an answer that came all at once."""
         trail, decision = attempt.trail, attempt.trail.decision

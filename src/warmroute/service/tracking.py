@@ -99,6 +99,10 @@ class Tracker(Protocol):
         """The first byte of the answer's body came."""
         ...
 
+    def progressed(self, attempt: Attempt) -> None:
+        """A further piece of the answer's body came."""
+        ...
+
     def finished(self, attempt: Attempt, outcome: Outcome, tail: bytes, status: int | None) -> None:
         """The attempt ended; called once."""
         ...
@@ -124,6 +128,10 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     def answering(self, status: int) -> None:
         """The first byte of the answer's body came."""
         self.tracker.answering(self, status)
+
+    def progressed(self) -> None:
+        """A further piece of the answer's body came."""
+        self.tracker.progressed(self)
 
     def finished(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         """The attempt is over. Only the first call counts."""

@@ -11,7 +11,7 @@ from warmroute.types import Endpoint
 class StaticDispatch:
     """One attempt; keeps what it was told."""
 
-    __slots__ = ("endpoint", "outcome", "request_headers", "response_headers", "status", "tail")
+    __slots__ = ("endpoint", "outcome", "pieces", "request_headers", "response_headers", "status", "tail")
 
     retriable = True
     """Whether it may be sent again."""
@@ -21,6 +21,8 @@ class StaticDispatch:
         self.request_headers = request_headers
         self.response_headers = response_headers
         self.status: int | None = None
+        self.pieces = 0
+        """Of the answer, behind the first."""
         self.outcome: Outcome | None = None
         self.tail = b""
 
@@ -29,6 +31,12 @@ class StaticDispatch:
         if self.status is not None or self.outcome is not None:
             raise AssertionError(f"answering twice or after the end: {self.status}, {self.outcome}")
         self.status = status
+
+    def progressed(self) -> None:
+        """A further piece came; fails if there was no first, or an end."""
+        if self.status is None or self.outcome is not None:
+            raise AssertionError(f"a piece before the first or after the end: {self.status}, {self.outcome}")
+        self.pieces += 1
 
     def finished(self, outcome: Outcome, tail: bytes = b"", status: int | None = None) -> None:
         """The attempt is over; fails if it was over already."""

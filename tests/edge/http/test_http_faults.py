@@ -468,17 +468,21 @@ async def test_retry_that_fails_is_answered(world: World) -> None:
     assert b"\r\nx-request-id: r1\r\n" in head, "by which its decision is kept"
 
 
-async def test_a_service_that_fails_at_the_first_byte_costs_no_answer(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["answering", "progressed"])
+async def test_a_service_that_fails_at_a_piece_costs_no_answer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     def fail(*_: object) -> None:
         raise IndexError
 
-    monkeypatch.setattr(StaticDispatch, "answering", fail)
+    monkeypatch.setattr(StaticDispatch, "progressed", lambda *_: None)
+    monkeypatch.setattr(StaticDispatch, when, fail)
     await stage.client.send(post(b"x"))
     wire = await stage.engine.accept()
     await wire.message()
-    await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
-    assert (await stage.client.until(b"0\r\n\r\n")).endswith(b"3\r\nabc\r\n0\r\n\r\n")
+    await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    assert (await stage.client.until(b"abc\r\n")).endswith(b"3\r\nabc\r\n")
+    await wire.send(b"0\r\n\r\n")
+    await stage.client.until(b"0\r\n\r\n")
     assert stage.server.counts.service_failures == 1
     assert outcomes(stage.service) == [Outcome.COMPLETE]

@@ -128,7 +128,7 @@ async def test_stream_is_passed_chunk_by_chunk_with_its_bytes(stage: Stage) -> N
         if n == 0:
             assert b"Transfer-Encoding: chunked\r\n" in await stage.client.until(b"\r\n\r\n")
         assert await stage.client.exactly(len(piece)) == piece
-    assert stage.dispatch.status == 200
+    assert (stage.dispatch.status, stage.dispatch.pieces) == (200, 2)
     assert stage.dispatch.outcome is None
     await wire.send(b"0\r\nX-Trailer: t\r\n\r\n")
     assert await stage.client.until(b"t\r\n\r\n") == b"0\r\nX-Trailer: t\r\n\r\n"

@@ -159,7 +159,7 @@ class Candidates(msgspec.Struct, dict=True, kw_only=True):
         wait = wait_s(self.times[TIMES * i] - self.now, step_s, self.reach_s)
         step = rates[row] + rates[row + 3] * self.counts[COUNTS * i + 3]
         first = step + self.prefill_s(i, self.prompt_tokens - self.held[HELD * i])
-        return wait + (first if first > step_s else step_s)  # no step with a prefill is shorter than one without
+        return wait + (max(step_s, first))  # no step with a prefill is shorter than one without
 
     def prefill_s(self, i: int, tokens: float) -> float:
         """Seconds that candidate `i` is expected to compute the last so many tokens of the prompt."""

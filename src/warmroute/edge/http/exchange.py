@@ -368,7 +368,16 @@ class Exchange:
 
     def _on_first_byte(self, data: bytes) -> None:
         self._answering(self._status)
-        self._engine.receive = self._on_body
+        self._engine.receive = self._on_piece
+        self._on_body(data)
+
+    def _on_piece(self, data: bytes) -> None:
+        if self._dispatched:
+            try:
+                self._dispatch.progressed()
+            except Exception as error:  # as at the first byte
+                self._plane.counts.service_failures += 1
+                self._log_failure(error, b"on its way")
         self._on_body(data)
 
     def _answering(self, status: int) -> None:
