@@ -104,6 +104,8 @@ class Health(enum.Enum):
     """No answer in time, or another than 200: it may only be busy."""
     REFUSED = "refused"
     """Nobody listens there."""
+    UNASKED = "unasked"
+    """We had no socket to ask with: that says nothing of the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,11 @@ class RequestHead:
         if names is None:
             names = self._names = [name.lower() for name, _ in self.headers]
         return names
+
+    def replaced(self, names: tuple[bytes, ...], name: bytes, value: bytes) -> RequestHead:
+        """The same without headers of these lower-case names, and with that one."""
+        kept = [header for own, header in zip(self.names, self.headers, strict=True) if own not in names]
+        return RequestHead(self.method, self.target, (*kept, (name, value)))
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that lower-case name, or None."""
