@@ -1,6 +1,7 @@
 // What a decision computes of all candidates, over the rows of core/rows.py.
-// The references, and the words, are the functions `*_in_python` of core/rows.py, core/lanes.py, core/sharing.py and
-// core/policies/least_work.py; the order of operations is the same, so are the results.
+// The references, and the words, are the functions `*_in_python` of core/rows.py, core/lanes.py, core/sharing.py,
+// core/rates.py and core/policies/least_work.py, and what core/speculation.py does beside its call; the order of
+// operations is the same, so are the results.
 
 #include <nanobind/nanobind.h>
 

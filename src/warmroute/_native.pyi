@@ -1,5 +1,6 @@
-# The native core: hashing, decoding, the index, and heads of messages. Its callers are core.hashing, core.wire,
-# core.index, core.policies.least_work and edge.http.plain; results are those of the Python references.
+# The native core: hashing, decoding, the index, sums over candidates, and heads of messages. Its callers are
+# core.hashing, core.wire, core.index, core.policies.least_work, core.lanes, core.rates, core.rows, core.sharing,
+# core.speculation and edge.http.plain; results are those of the Python references.
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
