@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmroute.core.deployments import BEFORE, configuration, disabled, enabled, is_enabled, progress
+from warmroute.core.deployments import BEFORE, configuration, disabled, enabled, is_enabled, pods_of, progress
 from warmroute.core.event_arguments import FLAG, UNKNOWN_FLAGS, PatchError
 from warmroute.testing.kubernetes.apply import Owners
 
@@ -238,6 +238,18 @@ def test_what_is_applied_is_what_was_shown_also_after_another_hand() -> None:
     del there["spec"]["template"]["metadata"]["annotations"][OURS + "events-port"]
     shown = enabled(there).deployment
     assert owners.applied("d", there, configuration(there, shown), "warmroute") == shown
+
+
+def test_the_pods_are_those_of_its_selector() -> None:
+    assert pods_of({"spec": {"selector": {"matchLabels": {"a": "1", "b": "2"}}}}) == "a=1,b=2"
+    expressions = [
+        {"key": "c", "operator": "In", "values": ["x", "y"]},
+        {"key": "d", "operator": "NotIn", "values": ["z"]},
+        {"key": "e", "operator": "Exists"},
+        {"key": "f", "operator": "DoesNotExist"},
+    ]
+    selector = {"matchLabels": {"a": "1"}, "matchExpressions": expressions}
+    assert pods_of({"spec": {"selector": selector}}) == "a=1,c in (x,y),d notin (z),e,!f"
 
 
 def test_a_rollout_is_followed() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -144,6 +146,14 @@ async def test_nobody_there(session: aiohttp.ClientSession, unused_tcp_port: int
         await api.facts(endpoint)
     assert await api.health(endpoint) is Health.REFUSED
     assert await api.cache_counters(endpoint) == {}
+
+
+async def test_no_socket_to_ask_with(session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(*_: object, **__: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", make)
+    assert await HttpEngineApi(session, 5.0).health(Endpoint("127.0.0.1", 1)) is Health.UNASKED
 
 
 async def test_somebody_who_does_not_speak_http(session: aiohttp.ClientSession) -> None:

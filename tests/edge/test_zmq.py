@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -366,6 +367,69 @@ def test_addresses_that_nobody_can_connect_to_are_refused(endpoint: str, context
         ZmqEventSource(EventAddress(endpoint), context, CONFIG)
     with pytest.raises(ConfigError, match="replay_endpoint"):
         ZmqEventSource(EventAddress("tcp://127.0.0.1:5557", endpoint), context, CONFIG)
+
+
+class Silent:
+    """A sink that keeps why replays failed."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def connected(self) -> None: ...
+
+    def disconnected(self) -> None: ...
+
+    def message(self, frames: list[bytes]) -> None: ...
+
+    def replayed(self, frames: list[bytes]) -> None: ...
+
+    def replay_failed(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+@pytest.mark.parametrize("sockets", [0, 1])
+def test_a_system_without_sockets_is_said_and_nothing_is_left_open(
+    sockets: int, run, context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, make = [sockets], zmq.Context.socket
+
+    def socket(self: zmq.Context[Any], kind: int) -> Any:
+        if not left[0]:
+            raise zmq.ZMQError(errno.EMFILE)
+        left[0] -= 1
+        return make(self, kind)
+
+    async def main() -> None:
+        source = ZmqEventSource(EventAddress("tcp://127.0.0.1:5557"), context, CONFIG)
+        with monkeypatch.context() as patched:
+            patched.setattr(zmq.Context, "socket", socket)
+            with pytest.raises(ConfigError, match=r"no socket can be had.*ulimit"):
+                source.start(Silent())
+        source.close()
+        assert (source._events, source._monitor) == (None, None)
+
+    run(main())
+
+
+def test_a_replay_without_a_socket_has_failed(run, context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def socket(*_: object) -> Any:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    async def main() -> None:
+        publisher, sink = Publisher(context), Silent()
+        address = EventAddress(f"tcp://127.0.0.1:{publisher.port}", publisher.replay_endpoint)
+        source = ZmqEventSource(address, context, CONFIG)
+        source.start(sink)
+        with monkeypatch.context() as patched:
+            patched.setattr(zmq.Context, "socket", socket)
+            source.replay(0)
+        await until(lambda: bool(sink.reasons))
+        assert "no socket can be had" in sink.reasons[0]
+        assert source._slots.counts() == {("under way",): 0, ("waiting",): 0}
+        source.close()
+        publisher.close()
+
+    run(main())
 
 
 def test_an_ipv6_publisher_is_reached(run, context) -> None:

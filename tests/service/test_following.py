@@ -10,7 +10,7 @@ from warmroute.core.index import make_index
 from warmroute.core.router import Router
 from warmroute.core.wire.events import BlockStored
 from warmroute.errors import ConfigError
-from warmroute.service.following import Following
+from warmroute.service.following import AGAIN_S, Following
 from warmroute.service.ports import EventAddress, EventSource
 from warmroute.testing.events import FakeEventSource, encode_batch
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
@@ -198,3 +198,36 @@ def test_an_engine_that_is_back_is_connected_to_at_once() -> None:
     assert stage.trusts[-1] == (ONE, TrustState.LIVE)
     stage.following.worker_restarted(ONE, None)  # connected already: nothing to hurry
     assert len(stage.sources) == 2
+
+
+def test_a_system_without_sockets_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    class Exhausted(Stage):
+        sockets = 0
+
+        def source(self, address: EventAddress) -> EventSource:
+            if not self.sockets:
+                raise ConfigError("events.enabled", "no socket can be had", "Allow more open files.")
+            return super().source(address)
+
+    stage = Exhausted()
+    stage.following.worker_added(worker(), ADDRESS)
+    for _ in range(100):
+        stage.now += 1
+        stage.following.tick()
+    assert stage.following.streams == {}
+    assert stage.trusts[-1] == (ONE, TrustState.BLIND)
+    assert len(caplog.records) == 1
+    stage.sockets = 1
+    stage.now += AGAIN_S
+    stage.following.tick()
+    stage.sources[-1].connect()
+    stage.sources[-1].answer([(0, STORED)])
+    assert stage.predicted() == 32
+    stage.sources[-1].disconnect()
+    stage.sockets = 0
+    stage.following.worker_restarted(ONE, 7.0)
+    assert (stage.following.streams, stage.trusts[-1]) == ({}, (ONE, TrustState.BLIND))
+    stage.following.worker_removed(ONE)
+    stage.now += AGAIN_S
+    stage.following.tick()
+    assert (stage.following.streams, stage.gone) == ({}, ["10.0.0.1:8001"])

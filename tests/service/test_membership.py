@@ -114,6 +114,20 @@ async def test_an_engine_that_is_down_at_start_is_waited_for_and_logged_once(cap
         assert stage.heard.take() == [("added", 0, PUB)]
 
 
+async def test_a_system_without_sockets_is_no_engines_fault(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage()
+    stage.api.known |= {A: facts(PUB), B: facts()}
+    async with stage.running():
+        stage.api.exhausted = True
+        await stage.time.advance(60)
+        assert stage.ready() == [A.authority, B.authority]
+        assert [record.levelname for record in caplog.records if "open files" in record.message] == ["ERROR"]
+        stage.api.exhausted = False
+        del stage.api.known[A]
+        await stage.time.advance(10)
+        assert stage.ready() == [B.authority]
+
+
 async def test_one_worker_per_rank_each_with_its_own_address() -> None:
     addresses = (PUB, EventAddress("tcp://10.0.0.1:5558", "tcp://10.0.0.1:5568", "kv"))
     stage = Stage()

@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from warmroute.config.tree import EngineConfig
-from warmroute.core.deployments import BEFORE, configuration, disabled, enabled, is_enabled, progress
+from warmroute.core.deployments import BEFORE, configuration, disabled, enabled, is_enabled, pods_of, progress
 from warmroute.core.event_arguments import PatchError
 from warmroute.core.pods import PodState, read_pod
 from warmroute.service.reflector import Collection
@@ -126,9 +126,7 @@ class Cluster:
 
     async def engines(self, deployment: Mapping[str, Any]) -> list[EngineConfig]:
         """The engines in its pods that get requests now."""
-        labels = deployment["spec"]["selector"]["matchLabels"]
-        selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        pods = await self.api.list(Collection(f"/api/v1/namespaces/{self._namespace}/pods", selector))
+        pods = await self.api.list(Collection(f"/api/v1/namespaces/{self._namespace}/pods", pods_of(deployment)))
         seen = [read_pod(raw) for raw in pods.objects]
         return [listed.engine for each in seen if each.state is PodState.ROUTED for listed in each.engines]
 

@@ -170,6 +170,17 @@ def progress(deployment: Mapping[str, Any]) -> tuple[bool, str]:
     return seen and numbers == [wanted] * 3, f"{numbers[0]} of {wanted} pods are new, {numbers[1]} available"
 
 
+def pods_of(deployment: Mapping[str, Any]) -> str:
+    """The label selector of its pods, as a query has it."""
+    selector = deployment["spec"]["selector"]
+    terms = [f"{key}={value}" for key, value in (selector.get("matchLabels") or {}).items()]
+    for each in selector.get("matchExpressions") or ():
+        values = f"({','.join(each.get('values') or ())})"
+        forms = {"In": "{} in {}", "NotIn": "{} notin {}", "Exists": "{}", "DoesNotExist": "!{}"}
+        terms.append(forms[each["operator"]].format(each["key"], values))
+    return ",".join(terms)
+
+
 def _kept(text: str) -> Object:
     """What the annotation keeps. Raises PatchError if somebody has changed it."""
     try:

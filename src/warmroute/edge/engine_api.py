@@ -7,6 +7,7 @@ have. Addresses come back as they can be reached from here.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import re
 import time
@@ -30,6 +31,8 @@ ANSWER_BYTES_MAX = 8 * 1024 * 1024
 COMPLETION_TIMEOUT = aiohttp.ClientTimeout(total=60.0)
 """For one token on an engine that may have a queue."""
 
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What this machine lacks, not the engine."""
 _WILDCARDS = frozenset({"*", "0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
 _SIZE_MAX = 1 << 48
 """More tokens than this fit nowhere."""
@@ -96,8 +99,10 @@ class HttpEngineApi:
         try:
             status, _ = await self._get(endpoint, "/health")
         except EngineError as error:
-            refused = isinstance(error.__cause__, aiohttp.ClientConnectorError)
-            return Health.REFUSED if refused else Health.FAILING
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in _EXHAUSTED:
+                return Health.UNASKED
+            return Health.REFUSED if isinstance(cause, aiohttp.ClientConnectorError) else Health.FAILING
         return Health.GOOD if status == 200 else Health.FAILING
 
     async def cache_counters(self, endpoint: Endpoint) -> Mapping[int, CacheCounters]:

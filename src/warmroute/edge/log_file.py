@@ -1,7 +1,7 @@
 """A file that lines are appended to, by several processes if need be, and that somebody may move away meanwhile.
 
-Invariant: what is not counted as lost stands in the file whole and on a line of its own, and nothing is waited for: a
-reader that does not keep up (of a pipe) and a full disk cost lines, not time.
+Invariant: what is not counted as lost stands in the file whole, and on a line of its own unless another process's line
+broke off before it. Nothing is waited for: a pipe that nobody empties and a full disk cost lines, not time.
 """
 
 from __future__ import annotations

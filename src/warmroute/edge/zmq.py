@@ -120,17 +120,20 @@ class ZmqEventSource:
         return f"ZmqEventSource({self._address.endpoint}, replaying={self._replies is not None})"
 
     def start(self, sink: EventSink) -> None:
-        """Subscribe on the running loop, and call `sink` from now on. Raises ConfigError for a useless address."""
+        """Subscribe on the running loop, and call `sink` from now on.
+
+        Raises ConfigError for a useless address, or if the system has no more sockets.
+        """
         self._loop = asyncio.get_running_loop()
         self._sink = sink
-        socket = self._socket(zmq.SUB)
-        socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
-        socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        socket.set(zmq.SUBSCRIBE, self._address.topic.encode())
-        self._monitor = _Watched(self._loop, monitor, self._look)
-        self._events = _Watched(self._loop, socket, self._look)
         try:
+            socket = self._socket(zmq.SUB)
+            self._events = _Watched(self._loop, socket, self._look)
+            socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
+            socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+            monitor = _had(socket.get_monitor_socket, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            self._monitor = _Watched(self._loop, monitor, self._look)
+            socket.set(zmq.SUBSCRIBE, self._address.topic.encode())
             if self._address.bind:
                 _attach(socket.bind, self._address.endpoint, "events_listen")
             else:
@@ -154,9 +157,9 @@ class ZmqEventSource:
         """It is this source's turn to replay."""
         if self._loop is None or self._sink is None or self._address.replay_endpoint is None:
             return
-        socket = self._socket(zmq.DEALER)
-        self._replies = _Watched(self._loop, socket, self._look)
         try:
+            socket = self._socket(zmq.DEALER)
+            self._replies = _Watched(self._loop, socket, self._look)
             _attach(socket.connect, self._address.replay_endpoint, "replay_endpoint")
         except ConfigError as error:  # it may be another source whose end made this one's turn
             self._loop.call_soon(self._fail_replay, str(error))
@@ -192,7 +195,7 @@ class ZmqEventSource:
         self._unread.clear()
 
     def _socket(self, kind: int) -> _Socket:
-        socket = self._context.socket(kind)
+        socket = _had(self._context.socket, kind)
         socket.linger = 0
         socket.set(zmq.RCVHWM, 0)  # Never drop on our side: a slow reader of a replay would get holes and no end.
         socket.set(zmq.IPV6, 1)
@@ -327,6 +330,15 @@ def _check(endpoint: str, key: str) -> None:
             f"{endpoint!r} is where the engine listens, not where it can be reached",
             "Write the engine's host instead of the wildcard.",
         )
+
+
+def _had(make: Callable[[int], _Socket], kind: int) -> _Socket:
+    """A socket that is made so. Raises ConfigError if the system has none."""
+    try:
+        return make(kind)
+    except zmq.ZMQError as error:
+        problem = f"no socket can be had to follow an engine: {error}"
+        raise ConfigError("events.enabled", problem, "Allow more open files (ulimit -n).") from None
 
 
 def _attach(attach: Callable[[str], object], endpoint: str, key: str) -> None:

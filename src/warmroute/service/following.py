@@ -15,6 +15,8 @@ from warmroute.types import Fleet, Trust, TrustState, Worker, WorkerId
 
 _log = logging.getLogger(__name__)
 
+AGAIN_S = 30.0
+"""After so long, sockets that could not be had are asked for again: files may have been closed, names have come."""
 _GOLDEN = 0.618  # multiples of it, modulo 1, lie spread out however many there are
 
 SetTrust = Callable[[WorkerId, Trust], None]
@@ -47,34 +49,30 @@ class Following:
             adapters=router.adapters,
             full_reports=router.full_reports,
         )
-        self._names: dict[WorkerId, str] = {}
+        self._workers: dict[WorkerId, Worker] = {}
         self._addresses: dict[WorkerId, EventAddress] = {}
+        self._again_at: dict[WorkerId, float] = {}
+        """Who publishes and is not followed, since no socket could be had -> when that is tried again."""
 
     def worker_added(self, worker: Worker, address: EventAddress | None) -> None:
         """Follow a worker, if it publishes."""
-        self._names[worker.id] = worker.name
-        if address is None:
-            return
-        stream = WorkerStream(worker.id, self._ingest, rank=worker.rank, stagger=worker.id * _GOLDEN % 1)
-        try:
-            stream.start(self._sources(address))
-        except ConfigError as error:
-            _log.error("%s: its events cannot be followed, it is routed to by load: %s", worker.name, error)
-            self._trusted(worker.id, Trust(TrustState.BLIND, str(error), self._clock()))
-            return
-        self.streams[worker.id] = stream
-        self._addresses[worker.id] = address
+        self._workers[worker.id] = worker
+        if address is not None:
+            self._addresses[worker.id] = address
+            self._follow(worker)
 
     def worker_removed(self, worker: WorkerId) -> None:
         """Forget a worker and free what it held."""
         stream = self.streams.pop(worker, None)
         self._addresses.pop(worker, None)
+        self._again_at.pop(worker, None)
         if stream is not None:
             stream.retire()
         self._router.index.drop(worker)
         self._router.adapters.forget(worker)
         self._router.forget(worker)
-        self.on_removed(worker, self._names.pop(worker, ""))
+        gone = self._workers.pop(worker, None)
+        self.on_removed(worker, "" if gone is None else gone.name)
 
     def worker_restarted(self, worker: WorkerId, process_start: float | None) -> None:
         """The engine is another process: what it held is gone."""
@@ -84,7 +82,8 @@ class Following:
             stream.restarted(process_start)
             if stream.state is State.CONNECTING:  # its socket may pause for long before it tries again
                 stream.leave()
-                stream.start(self._sources(self._addresses[worker]))
+                if not self._start(self._workers[worker], stream):
+                    del self.streams[worker]
 
     def fleet_changed(self, fleet: Fleet) -> None:
         """Pass the new fleet on."""
@@ -111,11 +110,32 @@ class Following:
         """Time has passed: due about once a second."""
         for stream in tuple(self.streams.values()):
             stream.tick()
+        for worker, at in tuple(self._again_at.items()):
+            if self._clock() >= at:
+                self._follow(self._workers[worker])
 
     def close(self) -> None:
         """Stop following everybody."""
         for worker in tuple(self.streams):
             self.worker_removed(worker)
+
+    def _follow(self, worker: Worker) -> None:
+        stream = WorkerStream(worker.id, self._ingest, rank=worker.rank, stagger=worker.id * _GOLDEN % 1)
+        if self._start(worker, stream):
+            self.streams[worker.id] = stream
+
+    def _start(self, worker: Worker, stream: WorkerStream) -> bool:
+        """Whether there are sockets to follow it by; if not, it is BLIND until there are."""
+        try:
+            stream.start(self._sources(self._addresses[worker.id]))
+        except ConfigError as error:
+            if worker.id not in self._again_at:
+                _log.error("%s: its events cannot be followed, it is routed to by load: %s", worker.name, error)
+            self._again_at[worker.id] = self._clock() + AGAIN_S
+            self._trusted(worker.id, Trust(TrustState.BLIND, str(error), self._clock()))
+            return False
+        self._again_at.pop(worker.id, None)
+        return True
 
     def _applied(self, worker: WorkerId) -> None:
         self._router.applied(worker, self._clock())

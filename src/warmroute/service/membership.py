@@ -110,6 +110,8 @@ class Membership:
         self._workers: dict[WorkerId, Worker] = {}
         self._engines: dict[Endpoint, _Engine] = {}
         self._tasks: asyncio.TaskGroup | None = None
+        self._unasked = False
+        """Whether the last probe could not be made."""
         for engine in config.engines:
             self.add(engine)
 
@@ -248,6 +250,10 @@ class Membership:
 
     async def _probe(self, engine: _Engine) -> None:
         health = await self._api.health(engine.endpoint)
+        if health is Health.UNASKED:
+            self._exhausted()
+            return
+        self._unasked = False
         if health is not Health.GOOD:
             engine.failures += 1
             if health is Health.REFUSED:
@@ -287,6 +293,12 @@ class Membership:
         finally:
             for wait in waits:
                 wait.cancel()
+
+    def _exhausted(self) -> None:
+        """No engine is to blame, and what is known of each still holds."""
+        if not self._unasked:
+            self._unasked = True
+            _log.error("engines cannot be asked how they are: there is no socket to be had. Allow more open files")
 
     def _down(self, engine: _Engine, problem: str) -> None:
         if engine.up is not False or engine.problem != problem:

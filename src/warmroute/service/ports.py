@@ -104,6 +104,8 @@ class Health(enum.Enum):
     """No answer in time, or another than 200: it may only be busy."""
     REFUSED = "refused"
     """Nobody listens there."""
+    UNASKED = "unasked"
+    """We had no socket to ask with: that says nothing of the engine."""
 
 
 @dataclass(frozen=True, slots=True)

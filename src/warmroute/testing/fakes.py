@@ -18,6 +18,8 @@ class FakeEngineApi:
         self.known: dict[Endpoint, EngineFacts] = {}
         self.unhealthy: set[Endpoint] = set()
         """Their facts can be had all the same."""
+        self.exhausted = False
+        """Whether there is no socket to ask anybody with."""
         self.factless: set[Endpoint] = set()
         """Healthy, but their facts cannot be had."""
         self.hanging: set[Endpoint] = set()
@@ -34,6 +36,8 @@ class FakeEngineApi:
     async def health(self, endpoint: Endpoint) -> Health:
         """GOOD if facts are set and it is not said to be unhealthy; REFUSED if no facts are."""
         await self._asked("health", endpoint)
+        if self.exhausted:
+            return Health.UNASKED
         if endpoint not in self.known:
             return Health.REFUSED
         return Health.FAILING if endpoint in self.unhealthy else Health.GOOD
