@@ -2,6 +2,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -161,8 +162,8 @@ class PlainHead {
     std::uint64_t length_, names_;
 };
 
-nb::object read_request(nb::handle data) {
-    const Text text = text_of(data);
+nb::object read_request(nb::handle data, std::size_t at) {
+    const Text all = text_of(data), text = all.substr(std::min(at, all.size()));
     const auto request = heads::read_request(text);
     return request ? nb::cast(PlainHead(bytes_of(text.substr(0, request->end)), *request)) : nb::none();
 }
@@ -207,7 +208,7 @@ void bind_heads(nb::module_& module) {
         .def("replaced", &PlainHead::replaced, nb::arg("names"), nb::arg("name"), nb::arg("value"))
         .def("message", &PlainHead::message, nb::arg("authority"), nb::arg("headers"), nb::arg("body"))
         .attr("method") = nb::bytes("POST");
-    module.def("read_request", &read_request, nb::arg("data"));
+    module.def("read_request", &read_request, nb::arg("data"), nb::arg("at") = 0);
     module.def("relay_answer", &relay_answer, nb::arg("data"), nb::arg("headers"), nb::arg("close"));
 }
 

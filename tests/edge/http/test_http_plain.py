@@ -80,7 +80,7 @@ def both(pieces: list[bytes], answer: list[bytes] | None = None) -> list[tuple[l
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("secrets.token_hex", lambda _: "0")
         found = [served(pieces, answer)]
-        patch.setattr(client_module, "read_request", lambda _: None)
+        patch.setattr(client_module, "read_request", lambda *_: None)
         patch.setattr(exchange_module, "relay_answer", lambda *_: None)
         return [*found, served(pieces, answer)]
 
@@ -176,7 +176,7 @@ def test_messages_one_behind_the_other_mean_the_same(messages: list[bytes], size
 @given(heads(REQUEST_LINES, [b"Host: g", b"Content-Length: 3"]))
 @example(PLAIN)
 def test_a_plain_head_says_what_a_request_head_says(data: bytes) -> None:
-    plain = read_request(data)
+    plain = read_request(data, 0)
     if plain is None:
         return
     lines = [line.partition(b": ") for line in data[: plain.end].split(b"\r\n")[1:-2]]
@@ -202,14 +202,14 @@ def test_a_plain_head_says_what_a_request_head_says(data: bytes) -> None:
     ("name", "value"), [(b"a", b"b\r\nc: d"), (b"a\r\nb", b"c"), (b"a", b""), (b"host", b"x"), (b"", b"x")]
 )
 def test_nothing_but_a_header_can_be_put_into_a_plain_head(name: bytes, value: bytes) -> None:
-    plain: Any = read_request(PLAIN)
+    plain: Any = read_request(PLAIN, 0)
     with pytest.raises(ValueError, match="not a header"):
         plain.replaced((), name, value)
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
 def test_what_is_ambiguous_is_not_plain(name: str) -> None:
-    assert read_request(AMBIGUOUS[name]) is None
+    assert read_request(AMBIGUOUS[name], 0) is None
 
 
 STATUS_LINES = st.sampled_from(

@@ -174,35 +174,35 @@ class ClientConnection(asyncio.Protocol):
 
     def _take_plain(self, data: bytes) -> bytes:
         """Take the requests whose heads are plain, up to one that is not: what is left is for the parser."""
-        config = self._config
-        while data:
+        config, at = self._config, 0
+        if self._missing_bytes:
+            self._body.append(data[: self._missing_bytes])
+            at = min(self._missing_bytes, len(data))
+            self._missing_bytes -= at
             if self._missing_bytes:
-                request, end = self._plain, self._missing_bytes
-                self._body.append(data[:end])
-                self._missing_bytes = max(0, end - len(data))
-                if self._missing_bytes:
-                    break
-                request.body = b"".join(self._body)
-                self._reset_message()
-            else:
-                read = read_request(data)
-                if read is None or read.length > config.max_body_bytes or read.end > config.max_head_bytes:
-                    return data
-                head = cast("RequestHead", read)  # it has all of one that is looked at
-                try:
-                    if self._plane.guard is not None:
-                        head = self._guarded(head)
-                except _Refused as refused:
-                    self._refuse_next(refused.reply)
-                    break
-                end = read.end + read.length
-                request = Request(head, data[read.end : end], True, True, plain(head))
-                if len(data) < end:
-                    self._plain, self._missing_bytes = request, end - len(data)
-                    self._target, self._in_body, self._body = read.target, True, [request.body]
-                    break
+                return b""
+            self._plain.body = b"".join(self._body)
+            self._reset_message()
+            self._pend(self._plain)
+        while at < len(data):
+            read = read_request(data, at)
+            if read is None or read.length > config.max_body_bytes or read.end > config.max_head_bytes:
+                return data[at:]
+            head = cast("RequestHead", read)  # it has all of one that is looked at
+            try:
+                if self._plane.guard is not None:
+                    head = self._guarded(head)
+            except _Refused as refused:
+                self._refuse_next(refused.reply)
+                break
+            begin = at + read.end
+            at = begin + read.length
+            request = Request(head, data[begin:at], True, True, plain(head))
+            if len(data) < at:
+                self._plain, self._missing_bytes = request, at - len(data)
+                self._target, self._in_body, self._body = read.target, True, [request.body]
+                break
             self._pend(request)
-            data = data[end:]
         return b""
 
     def _feed(self, data: bytes) -> Reply | None:

@@ -24,7 +24,7 @@ class PlainHead(Protocol):
 
     @property
     def end(self) -> int:
-        """Where it ends in the bytes it was read from."""
+        """How many bytes it has."""
         ...
 
     @property
@@ -52,7 +52,7 @@ Relayed: TypeAlias = tuple[int, int, int, bytes]
 the head to send on, with the body behind it if all of that was there."""
 
 
-def _decline(_data: bytes) -> PlainHead | None:
+def _decline(_data: bytes, _at: int = 0) -> PlainHead | None:
     return None
 
 
@@ -60,7 +60,7 @@ def _decline_answer(_data: bytes, _headers: Headers, _close: bool) -> Relayed | 
     return None
 
 
-read_request: Callable[[bytes], PlainHead | None] = _native.read_request if NATIVE else _decline
-"""The head that the bytes begin with, if it is plain."""
+read_request: Callable[[bytes, int], PlainHead | None] = _native.read_request if NATIVE else _decline
+"""The head that begins at a place in the bytes, if it is plain."""
 relay_answer: Callable[[bytes, Headers, bool], Relayed | None] = _native.relay_answer if NATIVE else _decline_answer
 """A plain answer, but to a HEAD, for an HTTP/1.1 client: with headers set, and `Connection: close` if wanted."""
