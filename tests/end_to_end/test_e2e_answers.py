@@ -65,6 +65,14 @@ async def test_names_that_are_longer_than_is_kept(stack: Stack) -> None:
     assert len(session) < 100
 
 
+async def test_a_body_is_let_go_with_its_request(stack: Stack) -> None:
+    for _ in range(2):
+        assert (await stack.client.ask(prompt=[1, 2, 3], user="u" * 1_000_000)).status == 200
+    (connection,) = stack.gateway.server.clients
+    assert not hasattr(connection, "_plain")
+    assert (connection._body, connection._request.body) == ([], b"")
+
+
 async def test_decision_headers_can_be_left_out() -> None:
     config = replace(QUICK, gateway=GatewayConfig(port=0, decision_headers=False))
     async with stack_of(EngineOptions(), config=config) as stack:

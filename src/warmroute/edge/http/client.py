@@ -183,6 +183,7 @@ class ClientConnection(asyncio.Protocol):
                 if self._missing_bytes:
                     break
                 request.body = b"".join(self._body)
+                del self._plain
                 self._reset_message()
             else:
                 plain = read_request(data)
@@ -371,6 +372,7 @@ class ClientConnection(asyncio.Protocol):
     def finished(self, *, close: bool) -> None:
         """The answer was written whole; the exchange is over."""
         self.exchange = None
+        self._request.body = b""  # or an idle connection would keep it
         if close:
             self._close()
             return
