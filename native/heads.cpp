@@ -63,6 +63,11 @@ bool equal_ignoring_case(Text one, Text other) {
     return std::equal(one.begin(), one.end(), other.begin(), other.end(), [](char a, char b) { return lower(a) == lower(b); });
 }
 
+std::uint64_t mark_of(Text name) {
+    const auto first = static_cast<unsigned char>(name.empty() ? '\0' : lower(name.front()));
+    return std::uint64_t{1} << ((7 * name.size() + first) % 64);
+}
+
 Kind kind_of(Text name) {
     const auto is = [name](Text other) { return equal_ignoring_case(name, other); };
     switch (name.size()) {
@@ -102,16 +107,18 @@ std::optional<Request> read_request(Text data) {
     const std::size_t target_end = run(data, method.size(), in_target);
     if (!has(data, target_end, version)) return std::nullopt;
     std::optional<std::uint64_t> length;
+    std::uint64_t names = 0;
     bool hosted = false;
     Lines lines(data, target_end + version.size());
     for (Line line; lines.next(line);) {
         if (line.name.empty()) {
             if (!length || !hosted) return std::nullopt;
-            return Request{data.substr(method.size(), target_end - method.size()), *length, lines.at()};
+            return Request{data.substr(method.size(), target_end - method.size()), *length, lines.at(), names};
         }
         if (line.value.size() < 2 || line.value[0] != ' ') return std::nullopt;
         const Text value = line.value.substr(1);
         if (is_blank(value.front()) || is_blank(value.back())) return std::nullopt;
+        names |= mark_of(line.name);
         switch (kind_of(line.name)) {
             case Kind::ordinary: break;
             case Kind::host:

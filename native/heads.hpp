@@ -37,6 +37,7 @@ struct Request {
     Text target;
     std::uint64_t length = 0;  // of the body
     std::size_t end = 0;       // of the head in the data
+    std::uint64_t names = 0;   // mark_of all of them
 };
 
 struct Answer {
@@ -64,6 +65,9 @@ enum class Kind {
     to_server,   // of requests alone: between the client and the server it is connected to
 };
 [[nodiscard]] Kind kind_of(Text name);
+
+// One bit for a name in any case: a head without it has no header of that name.
+[[nodiscard]] std::uint64_t mark_of(Text name);
 
 [[nodiscard]] bool equal_ignoring_case(Text one, Text other);
 

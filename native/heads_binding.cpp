@@ -86,8 +86,8 @@ class Message {
 // A request's head that is plain, as ports.RequestHead has it.
 class PlainHead {
   public:
-    PlainHead(Text data, const heads::Request& request)
-        : raw_(bytes_of(data.substr(0, request.end))), target_size_(request.target.size()), length_(request.length) {}
+    PlainHead(nb::bytes raw, const heads::Request& request)
+        : raw_(std::move(raw)), target_size_(request.target.size()), length_(request.length), names_(request.names) {}
 
     std::size_t end() const { return text_of(raw_).size(); }
     std::uint64_t length() const { return length_; }
@@ -95,6 +95,7 @@ class PlainHead {
 
     nb::object header(nb::handle name) const {
         const Text wanted = text_of(name);
+        if ((names_ & heads::mark_of(wanted)) == 0) return nb::none();
         Lines lines = all();
         for (Line line; lines.next(line) && !line.name.empty();)
             if (heads::equal_ignoring_case(line.name, wanted)) return bytes_of(line.value.substr(1));
@@ -107,6 +108,25 @@ class PlainHead {
         for (Line line; lines.next(line) && !line.name.empty();)
             found.append(nb::make_tuple(bytes_of(line.name), bytes_of(line.value.substr(1))));
         return nb::tuple(found);
+    }
+
+    // The same without headers of these names, and with that one.
+    PlainHead replaced(nb::tuple names, nb::handle name, nb::handle value) const {
+        const Text raw = text_of(raw_), new_name = text_of(name), new_value = text_of(value);
+        Message out(raw.size() + new_name.size() + new_value.size() + 4);
+        Lines lines = all();
+        out.put(raw.substr(0, lines.at()));
+        for (Line line; lines.next(line) && !line.name.empty();) {
+            bool kept = true;
+            for (const nb::handle each : names) kept = kept && !heads::equal_ignoring_case(text_of(each), line.name);
+            if (kept) out.put(line.whole);
+        }
+        for (const Text part : {new_name, Text(": "), new_value, Text("\r\n\r\n")}) out.put(part);
+        nb::bytes made = out.take();
+        const auto request = heads::read_request(text_of(made));
+        const bool one_line = new_name.find('\r') == Text::npos && new_value.find('\r') == Text::npos;
+        if (!one_line || !request || request->end != text_of(made).size()) throw nb::value_error("not a header of a plain head");
+        return PlainHead(std::move(made), *request);
     }
 
     // The head for an engine, and the body behind it.
@@ -138,13 +158,13 @@ class PlainHead {
 
     nb::bytes raw_;
     std::size_t target_size_;
-    std::uint64_t length_;
+    std::uint64_t length_, names_;
 };
 
 nb::object read_request(nb::handle data) {
     const Text text = text_of(data);
     const auto request = heads::read_request(text);
-    return request ? nb::cast(PlainHead(text, *request)) : nb::none();
+    return request ? nb::cast(PlainHead(bytes_of(text.substr(0, request->end)), *request)) : nb::none();
 }
 
 // (status, length of the body or -1 if it is chunked, end of the head in the data, the head to send on and, if all of the
@@ -184,6 +204,7 @@ void bind_heads(nb::module_& module) {
         .def_prop_ro("target", &PlainHead::target)
         .def_prop_ro("headers", &PlainHead::headers)
         .def("header", &PlainHead::header, nb::arg("name"))
+        .def("replaced", &PlainHead::replaced, nb::arg("names"), nb::arg("name"), nb::arg("value"))
         .def("message", &PlainHead::message, nb::arg("authority"), nb::arg("headers"), nb::arg("body"))
         .attr("method") = nb::bytes("POST");
     module.def("read_request", &read_request, nb::arg("data"));

@@ -23,7 +23,6 @@ from warmroute.core.policies.least_work import RowsOfAll, survey, survey_in_pyth
 from warmroute.core.policies.peers import Aibrix, Approximate, Dynamo, LlmD
 from warmroute.core.policies.simple import ConsistentHash, LeastLoaded, RoundRobin
 from warmroute.core.router import PickRequest, Router
-from warmroute.core.rows import side_by_side
 from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 
 PROMPT = 160
@@ -33,6 +32,11 @@ ROWS: dict[str, tuple[Literal["q", "d"], tuple[str, ...]]] = {
     "times": ("d", ("free_at", "busy")),
     "rates": ("d", ("fixed_s", "per_token_s", "per_pair_s", "per_context_s", "step_s")),
 }
+
+
+def side_by_side(kind: Literal["q", "d"], *columns: Sequence[float]) -> array[Any]:
+    """Rows of these columns."""
+    return array(kind, [number for row in zip(*columns, strict=True) for number in row])
 
 
 def candidates(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from warmroute.core.decision import PickRequest, Reason
 from warmroute.core.index.reference import ReferenceIndex
 from warmroute.core.policies import Candidates
 from warmroute.core.rates import FIXED_S
-from warmroute.core.router import LANES_MAX, Router
+from warmroute.core.router import Router
 from warmroute.core.wire.events import BlockRemoved, BlockStored
 from warmroute.errors import NoWorkerError
 from warmroute.types import Endpoint, Fleet, Medium, ModelInfo, Trust, TrustState, Worker, WorkerId
@@ -188,42 +187,6 @@ def test_e16_no_worker_is_an_error_that_says_so() -> None:
         router.pick(ask(tokens(1)), Fleet([worker(0, ready=False)]), 0.0)
     with pytest.raises(NoWorkerError, match="was tried"):
         router.pick(ask(tokens(1), exclude=frozenset({WorkerId(0)})), Fleet([worker(0)]), 0.0)
-
-
-def test_whom_a_request_avoids_is_avoided_and_no_other_request_is() -> None:
-    router, fleet, _ = make(3)
-    for n in range(300):
-        avoided = frozenset({WorkerId(n % 3), WorkerId(10 + n)})
-        assert router.pick(ask(None, exclude=avoided), fleet, 0.0).worker.id not in avoided
-        router.pick(ask(None), fleet, 0.0)
-    assert len({router.pick(ask(None), fleet, 0.0).worker.id for _ in range(9)}) == 3
-    assert len(router._lanes) <= LANES_MAX
-    with pytest.raises(NoWorkerError):
-        router.pick(ask(None, exclude=frozenset({WorkerId(0)})), Fleet([worker(0)]), 0.0)
-
-
-def test_what_is_kept_of_a_decision_is_the_chosen_one_and_the_cheapest() -> None:
-    router, fleet, index = make(40)
-    store(index, 7, tokens(10))
-    decision = router.pick(ask(tokens(10)), fleet, 0.0)
-    rows, expected_s = decision.explain(), decision.expected_s
-    for _ in range(2):
-        decision.settle(5)
-        kept = decision.explain()
-        assert kept == [row for row in rows if row in kept]
-        assert (len(kept), decision.left_out, decision.expected_s) == (5, 35, expected_s)
-        assert kept[0].chosen
-        assert kept[0].worker == decision.worker.name == "127.0.0.1:8007"
-    pinned = router.pick(ask(None, pinned=WorkerId(3)), fleet, 0.0)
-    pinned.settle(0)
-    assert [row.chosen for row in pinned.explain()] == [True]
-    other = router.pick(ask(None, policy="round_robin"), fleet, 0.0)
-    other.costs = array("d", range(40, 0, -1))
-    other.settle(5)
-    assert sum(row.chosen for row in other.explain()) == 1
-    assert (len(other.costs), other.left_out) == (6, 34), "it was not among the cheapest"
-    other.settle(5)
-    assert len(other.costs) == 6
 
 
 def test_e18_without_tokens_it_is_a_load_balancer() -> None:

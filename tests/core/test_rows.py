@@ -19,10 +19,10 @@ from warmroute.core.rows import (
     gather_in_python,
     lowest,
     lowest_in_python,
-    side_by_side,
     zeros,
 )
-from warmroute.types import WorkerId
+from warmroute.core.speculation import Claim
+from warmroute.types import PrefixHash, WorkerId
 
 BLOCK = 16
 
@@ -48,7 +48,7 @@ def test_columns_are_others_only_when_the_rows_have_grown() -> None:
 def test_gathered_rows_are_those_asked_for(pairs: list[tuple[int, int]], places: list[int]) -> None:
     rows = [(a % 2**60, b % 2**60) for a, b in pairs]
     places = [place % len(rows) for place in places]
-    numbers = side_by_side("q", *zip(*rows, strict=True))
+    numbers = array("q", [number for row in rows for number in row])
     taken = gather(numbers, 2, places)
     assert taken.tolist() == [number for place in places for number in rows[place]]
     assert gather(numbers, 2, array("q", places)) == taken
@@ -125,3 +125,43 @@ def test_the_native_confirming_refuses_what_does_not_fit() -> None:
     ):
         with pytest.raises((ValueError, TypeError, RuntimeError, BufferError)):
             confirm(held, positions, matched, BLOCK)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native core is not built")
+def test_native_code_refuses_rows_and_claims_that_it_cannot_read() -> None:
+    from warmroute import _native
+
+    rows, here, prefixes = array("q", bytes(8 * HELD)), {WorkerId(3): 0}, memoryview(array("Q", [7, 8]))
+    claim = Claim(WorkerId(3), memoryview(array("Q", [7, 8, 9])), BLOCK, 0, 9.0)  # type: ignore[arg-type]
+    listed = Claim(WorkerId(3), [PrefixHash(7)], BLOCK, 0, 9.0)
+    nobody = Claim("3", claim.chain, BLOCK, 0, "soon")  # type: ignore[arg-type]
+    for held, asked, positions, met, size in (
+        (rows, prefixes, here, [{claim: None}], 0),
+        (rows, prefixes, here, [{listed: None}], BLOCK),
+        (rows, prefixes, here, [{nobody: None}], BLOCK),
+        (rows, prefixes, here, [{"claim": None}], BLOCK),
+        (rows, prefixes, here, [[claim]], BLOCK),
+        (rows, prefixes, {WorkerId(3): 1}, [{claim: None}], BLOCK),
+        (rows, memoryview(array("q", [7, 8])), here, [{claim: None}], BLOCK),
+        (rows[:3], prefixes, here, [{claim: None}], BLOCK),
+    ):
+        with pytest.raises((ValueError, TypeError, RuntimeError, AttributeError)):
+            _native.extend(held, asked, positions, met, size, 1.0)  # type: ignore[arg-type]
+    assert not any(rows)
+    _native.extend(rows, prefixes, here, [{claim: None}], BLOCK, 1.0)
+    assert rows.tolist() == [2 * BLOCK, 0, 0, 2 * BLOCK]
+    doubles = array("d", [1.0])
+    for refused in (
+        lambda: _native.lowest(array("d"), array("q"), 0),
+        lambda: _native.lowest(doubles, array("q", [1, 2, 3]), 0),
+        lambda: _native.lowest([1.0], rows, 0),  # type: ignore[arg-type]
+        lambda: _native.cheapest(rows, 1),  # type: ignore[arg-type]
+        lambda: _native.fit(doubles, (1.0,) * 4, (1.0,) * 4, 1.0),
+        lambda: _native.fit(array("d", bytes(8 * 26)), (1.0,) * 3, (1.0,) * 4, 1.0),  # type: ignore[arg-type]
+        lambda: _native.add_part(rows[:], doubles * 2, memoryview(doubles * 9), array("q", [1]), 0.0),
+        lambda: _native.add_part(rows[:], doubles * 2, memoryview(doubles * 8), array("q", [0]), 0.0),
+        lambda: _native.add_booked(rows[:], doubles * 2, array("q"), doubles * 2, 0.0),
+    ):
+        with pytest.raises((ValueError, TypeError, RuntimeError)):
+            refused()
+    assert _native.cheapest(doubles, 5) == [0]

@@ -14,7 +14,7 @@ from warmroute.errors import ClientError, NoWorkerError, TokenizeError
 from warmroute.service.ports import Outcome, Reply
 from warmroute.service.tracking import Attempt
 from warmroute.testing.fakes import FakeTokenizer
-from warmroute.types import Endpoint, Fleet, ModelInfo, Worker, WorkerId
+from warmroute.types import Endpoint, Fleet, ModelInfo, Trust, TrustState, Worker, WorkerId
 
 
 def test_token_ids_are_routed_at_once_to_the_warm_worker() -> None:
@@ -188,6 +188,15 @@ def test_who_comes_right_after_a_step_began_goes_where_the_next_is_due_sooner() 
             attempt.finished(Outcome.UNREACHABLE)
             stage.now += 0.009
             soon.progressed()
+
+
+def test_counters_are_asked_only_of_engines_whose_events_are_followed() -> None:
+    stage = Stage(worker(1))
+    trusts = stage.routing.trusts
+    for state, asked in ((TrustState.BLIND, False), (TrustState.LIVE, True)):
+        trusts.streamed(WorkerId(10), Trust(state, "said so", 0.0))
+        stage.attempt().finished(Outcome.COMPLETE, b"{}", 200)
+        assert trusts.wants_counters(WorkerId(10)) is asked
 
 
 @pytest.mark.parametrize("status", [200, 404, 500])

@@ -134,6 +134,7 @@ def test_workers_say_how_far_they_are_believed_and_what_they_hold() -> None:
         "orphan_blocks": 0,
         "block_size": 16,  # what its events say holds before what its metrics say
         "load": {"requests": 1, "prefill_tokens": 40, "decoding": 0},
+        "step_s": 0.0,
     }
     assert (events["state"], events["next_seq"], events["batches"], events["lag_s"]) == ("live", 1, 1, 0.5)
     assert (second["worker"], second["ready"], second["block_size"], second["events"]) == (

@@ -9,31 +9,38 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import TypeVar
+from typing import TypeAlias
 
 from warmroute.core.hashing import NATIVE
 from warmroute.core.load import LoadTable
-from warmroute.core.rows import BYTES, HELD, gather
+from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES, gather
 from warmroute.types import Trust, TrustState, Worker, WorkerId
 
 if NATIVE:
     from warmroute import _native
 
-N = TypeVar("N", int, float)
+Taken: TypeAlias = "tuple[array[int], array[float], array[float]]"
+"""Rows of counts, times and rates."""
 
 
 class Lanes:
     """The workers of one fleet that could serve one model: what of them does not change from request to request."""
 
-    __slots__ = ("_first", "_slots", "belief", "kv_tokens_max", "nothing", "positions", "weights", "workers")
+    __slots__ = (
+        "_of_counts", "_of_rates", "_of_times", "_slots", "belief", "kv_tokens_max", "nothing", "positions", "weights",
+        "workers",
+    )  # fmt: skip
 
     def __init__(self, workers: tuple[Worker, ...], load: LoadTable, degraded_belief: float) -> None:
         self.workers = workers
         self.positions = {worker.id: i for i, worker in enumerate(workers)}
         slots = [load.slot(worker.id) for worker in workers]
-        self._first = slots[0]
-        self._slots = None if slots == list(range(slots[0], slots[0] + len(slots))) else array("q", slots)
-        """Where they are in the load table; None: one behind the other, from the first on."""
+        first, behind = slots[0], slots[0] + len(slots)
+        self._slots = None if slots == list(range(first, behind)) else array("q", slots)
+        """Where they are in the load table; None: one behind the other, from the first on, as the slices say."""
+        self._of_counts, self._of_times, self._of_rates = (
+            slice(first * width, behind * width) for width in (COUNTS, TIMES, RATES)
+        )
         self.nothing = array("q", bytes(BYTES * HELD * len(workers)))
         """What they hold of a prompt of which nobody holds anything: to be copied, not changed."""
         self.belief = array("d", [_belief(w.trust, degraded_belief) for w in workers])
@@ -41,11 +48,11 @@ class Lanes:
         weights = [w.weight for w in workers]
         self.weights = None if all(weight == 1.0 for weight in weights) else weights
 
-    def take(self, numbers: array[N], width: int) -> array[N]:
+    def take(self, counts: array[int], times: array[float], rates: array[float]) -> Taken:
         """These workers' rows of the load table's."""
-        if self._slots is not None:
-            return gather(numbers, width, self._slots)
-        return numbers[self._first * width : (self._first + len(self.workers)) * width]
+        if (slots := self._slots) is not None:
+            return gather(counts, COUNTS, slots), gather(times, TIMES, slots), gather(rates, RATES, slots)
+        return counts[self._of_counts], times[self._of_times], rates[self._of_rates]
 
 
 Matched = tuple[Sequence[int], Sequence[int], Sequence[int]]

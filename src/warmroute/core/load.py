@@ -92,6 +92,11 @@ class Load:
         """Requests past their prefill."""
         return 0 if self._slot is None else self._table.requests[self._slot] - self._table.prefilling[self._slot]
 
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step in which nothing but generations run, as its answers tell; 0 if they have not."""
+        return 0.0 if self._slot is None else self._table.rates.generation_s[self._slot]
+
     def __repr__(self) -> str:
         return f"Load(requests={self.requests}, prefill_tokens={self.prefill_tokens}, decoding={self.decoding})"
 

@@ -26,7 +26,7 @@ from warmroute.core.load import Lease, LoadTable
 from warmroute.core.policies import Candidates, LeastWork, Policy, make_policy
 from warmroute.core.policies.guard import Guarded
 from warmroute.core.rates import RateTable
-from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES, lowest
+from warmroute.core.rows import BYTES, HELD, lowest
 from warmroute.core.sharing import Sharing
 from warmroute.core.speculation import Claim, Speculation
 from warmroute.errors import NoWorkerError
@@ -107,18 +107,23 @@ class Router:
             costs = array("d", costs)
         chosen, self._turn = lowest(costs, candidates.counts, self._turn)
         worker, overlap = lanes.workers[chosen], held[HELD * chosen]
-        lease, claims = self._book(request, candidates, chosen, prompts, now)
+        prompt = candidates.prompt_tokens
+        lease = self.load.book(worker.id, prompt, prompt - overlap, now, prefill_observable=request.streamed)
+        claims = self._claims(lease, prompts, overlap, now) if prompts else ()
+        predicted: int | None = overlap
+        if request.further_prompts != () or request.n != 1:
+            predicted = self._predicted(request, worker, overlap, prompts, now)
         if (remember := getattr(policy, "chosen", None)) is not None:
             remember(candidates, chosen)
         return Decision(
             worker=worker,
             reason=self._reason(request, policy, overlap),
             policy=policy.name,
-            prompt_tokens=candidates.prompt_tokens,
+            prompt_tokens=prompt,
             overlap_blocks=overlap // candidates.block_size,
             overlap_tokens=overlap,
             claimed_tokens=held[HELD * chosen + 3],
-            predicted_tokens=self._predicted(request, worker, overlap, prompts, now),
+            predicted_tokens=predicted,
             lease=lease,
             claims=claims,
             chain=candidates.chain,
@@ -239,7 +244,7 @@ class Router:
         """What the engine will report: its last prompt's, and of several answers that of one that came second."""
         if request.further_prompts is None:
             return None
-        if request.token_ids is None or request.skips_cache_read or not (request.further_prompts or request.n > 1):
+        if request.token_ids is None or request.skips_cache_read:
             return overlap_tokens
         salt, prompts = request.cache_salt, (request.token_ids, *request.further_prompts)
         last = request if len(prompts) == 1 else msgspec.structs.replace(request, token_ids=prompts[-1])
@@ -264,6 +269,7 @@ class Router:
     ) -> Candidates:
         tokens = request.token_ids
         counts, times, requests_per_s = self.load.rows(now)
+        counts, times, rates = lanes.take(counts, times, self.load.rates.rows.numbers)
         block_size, chain = min(prompts, key=itemgetter(0))[:2] if prompts else (BLOCK_SIZE, ())
         return Candidates(
             workers=lanes.workers,
@@ -280,28 +286,21 @@ class Router:
             requests_per_s=requests_per_s,
             reach_s=self.load.steps.reach_s,
             held=held,
-            counts=lanes.take(counts, COUNTS),
-            times=lanes.take(times, TIMES),
-            rates=lanes.take(self.load.rates.rows.numbers, RATES),
+            counts=counts,
+            times=times,
+            rates=rates,
         )
 
-    def _book(
-        self, request: PickRequest, candidates: Candidates, chosen: int, prompts: Sequence[Hashed], now: float
-    ) -> tuple[Lease, tuple[Claim, ...]]:
-        """Book the load, and claim the blocks beyond the overlap that the worker is about to store."""
-        worker, overlap = candidates.workers[chosen].id, candidates.held[HELD * chosen]
-        prompt = candidates.prompt_tokens
-        lease = self.load.book(worker, prompt, prompt - overlap, now, prefill_observable=request.streamed)
-        if not prompts:
-            return lease, ()
-        queued_s = self.load.free_at[lease.slot] - now
+    def _claims(self, lease: Lease, prompts: Sequence[Hashed], overlap: int, now: float) -> tuple[Claim, ...]:
+        """Claim the blocks beyond the overlap that the worker is about to store."""
+        worker, queued_s = lease.worker, self.load.free_at[lease.slot] - now
         deadline = now + max(self.config.speculative_ttl_s, 2 * queued_s)
         sizes, claims = self.index.prefix_sizes(worker), []
         for size, chain, users, _ in prompts:
             if (sizes is None or size in sizes) and len(chain) > overlap // size and worker in users:
                 claims.append(claim := Claim(worker, chain, size, overlap // size, deadline))
                 self.speculation.add(claim, now)
-        return lease, tuple(claims)
+        return tuple(claims)
 
     def _reason(self, request: PickRequest, policy: Policy, overlap_tokens: int) -> Reason:
         if request.pinned is not None:

@@ -14,9 +14,9 @@ Invariant: what is in a row's column is of one kind for good; whoever has copied
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from heapq import nsmallest
-from typing import Any, Final, Generic, Literal, TypeVar, cast
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from warmroute.core.hashing import NATIVE
 
@@ -60,11 +60,6 @@ class Rows(Generic[N]):
 def zeros(like: array[N], count: int) -> array[N]:
     """So many, of the same kind as `like`."""
     return array(like.typecode, bytes(BYTES * count))
-
-
-def side_by_side(kind: Literal["q", "d"], *columns: Iterable[N]) -> array[N]:
-    """Rows of these columns."""
-    return cast("array[N]", array(kind, [number for row in zip(*columns, strict=True) for number in row]))
 
 
 def gather(numbers: array[N], width: int, places: Sequence[int]) -> array[N]:

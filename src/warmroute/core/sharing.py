@@ -156,8 +156,11 @@ class Sharing:
         return self._others
 
     def _sum(self, column: int, slot: int) -> float:
-        rows = (part.row(self._keys, self._renamed, slot) for part in self._parts)
-        return sum(self._page[row + column] for row in rows if row)
+        found = 0.0
+        for part in self._parts:
+            if row := part.row(self._keys, self._renamed, slot):
+                found += self._page[row + column]
+        return found
 
 
 class _Part:

@@ -87,6 +87,7 @@ class Metrics(Collector):
             ("worker_requests", "Requests in flight", {n: v.requests for n, v in loads.items()}),
             ("worker_prefill_tokens", "Prompt tokens queued", {n: v.prefill_tokens for n, v in loads.items()}),
             ("worker_decoding", "Requests that are generating", {n: v.decoding for n, v in loads.items()}),
+            ("worker_step_seconds", "A step without prefill; 0 if not known", {n: v.step_s for n, v in loads.items()}),
             ("worker_blocks", "Blocks known to be cached", {n: v.blocks for n, v in sizes.items()}),
             ("worker_orphan_blocks", "Blocks parked for an unknown parent", {n: v.orphans for n, v in sizes.items()}),
         ):
@@ -121,6 +122,8 @@ class Metrics(Collector):
 
     def _of_requests(self) -> Iterator[Metric]:
         seen = self._routing.tracking
+        reach_s = self._routing.router.load.steps.reach_s
+        yield _gauge("step_reach_seconds", "How early a request must be sent to be part of a step", (), [((), reach_s)])
         yield _counter("decisions", "Decisions by worker and reason", ("worker", "reason"), seen.decisions.items())
         yield _counter("attempts", "Ended attempts by outcome", ("worker", "outcome"), seen.outcomes.items())
         results = seen.predictions.items()

@@ -17,7 +17,7 @@ from warmroute.service.ports import RequestHead
 KEY_HEADER = b"x-warmroute-key"
 """Names the key that a request came with, to ourselves and to the engine."""
 
-_CREDENTIALS = frozenset({b"authorization", b"x-api-key", KEY_HEADER})
+_CREDENTIALS = (b"authorization", b"x-api-key", KEY_HEADER)
 _PROBES = frozenset({b"/health", b"/ready"})
 """Answered to everybody: load balancers have no keys, and learn nothing else."""
 
@@ -55,8 +55,7 @@ class Access:
         key = self.keys.find(secret)
         if key is None:
             raise self._refuse("wrong_key", 401, "Incorrect API key provided.", "invalid_api_key")
-        kept = [header for header in head.headers if header[0].lower() not in _CREDENTIALS]
-        return RequestHead(head.method, head.target, (*kept, (KEY_HEADER, key.name.encode())))
+        return head.replaced(_CREDENTIALS, KEY_HEADER, key.name.encode())
 
     def _refuse(self, reason: str, status: int, message: str, code: str | None = None) -> ClientError:
         self.refused[reason] += 1

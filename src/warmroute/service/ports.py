@@ -200,6 +200,11 @@ class RequestHead:
             names = self._names = [name.lower() for name, _ in self.headers]
         return names
 
+    def replaced(self, names: tuple[bytes, ...], name: bytes, value: bytes) -> RequestHead:
+        """The same without headers of these lower-case names, and with that one."""
+        kept = [header for own, header in zip(self.names, self.headers, strict=True) if own not in names]
+        return RequestHead(self.method, self.target, (*kept, (name, value)))
+
     def header(self, name: bytes) -> bytes | None:
         """The first header of that lower-case name, or None."""
         first = self._first

@@ -138,6 +138,7 @@ class Status:
                 "prefill_tokens": load.prefill_tokens,
                 "decoding": load.decoding,
             },
+            "step_s": round(load.step_s, 6),
             "events": None if stream is None else stream.view(),
         }
 

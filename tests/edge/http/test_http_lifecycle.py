@@ -58,6 +58,17 @@ async def test_nothing_is_served_behind_a_last_request(world: World) -> None:
     assert (await client.rest()).endswith(b"/1")
 
 
+async def test_nothing_is_served_that_comes_after_a_last_request(stage: Stage) -> None:
+    await stage.client.send(b"GET /1 HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
+    wire = await stage.engine.accept()
+    await wire.message()
+    (connection,) = stage.server.clients
+    connection.data_received(post(b"2"))
+    await wire.send(JSON)
+    assert (await stage.client.rest()).endswith(b'{"ok":true}')
+    assert len(stage.service.dispatches) == 1
+
+
 async def test_continue_is_owed_until_it_is_its_turn(stage: Stage) -> None:
     await stage.client.send(
         post(b"1") + b"POST / HTTP/1.1\r\nHost: g\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import Any
 
 import pytest
@@ -101,26 +103,37 @@ VALUES = st.sampled_from(
         *(b" \xe4\xff", b" a\tb", b" a\x00b", b" a\nb", b" a\rb", b" a\x7fb", b" 9999999999999999999", b" x:y"),
     ]
 )
-LINES = st.lists(st.tuples(NAMES, VALUES).map(b":".join), max_size=5)
+ODD = st.lists(st.tuples(NAMES, VALUES).map(b":".join), max_size=2)
+USUAL = st.lists(
+    st.sampled_from(
+        [b"Accept: */*", b"X-Request-Id: a", b"connection: Keep-Alive", b"x: \xe4 b\tc", b"Authorization: k"]
+    ),
+    max_size=4,
+)
 REQUEST_LINES = st.sampled_from(
     [
-        *[b"POST /v1/x HTTP/1.1"] * 5,
+        *[b"POST /v1/x HTTP/1.1"] * 20,
         *(b"POST / HTTP/1.0", b"GET / HTTP/1.1", b"POST  / HTTP/1.1", b"POST x HTTP/1.1", b"POST /\x7f HTTP/1.1"),
         *(b"POST /a#b HTTP/1.1", b"POST /\xe4 HTTP/1.1", b"post / HTTP/1.1", b"POST / HTTP/1.1 "),
         b"POST /?~%41&b=c,d:+ HTTP/1.1",
     ]
 )
-ENDS = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r", b"\r\n ", b"\r\n\t"])
+ENDS = st.sampled_from([b"\r\n"] * 60 + [b"\n", b"\r", b"\r\n ", b"\r\n\t"])
 
 
 @st.composite
 def heads(draw: st.DrawFn, first: st.SearchStrategy[bytes], needed: list[bytes]) -> bytes:
-    lines = draw(st.permutations([*draw(LINES), *draw(st.sampled_from([needed, needed, []]))]))
+    odd = draw(st.one_of(st.just([]), ODD))
+    lines = draw(st.permutations([*draw(USUAL), *odd, *draw(st.sampled_from([needed] * 6 + [[]]))]))
     return b"".join(line + draw(ENDS) for line in (draw(first), *lines, b""))
 
 
 @settings(max_examples=400)
-@given(heads(REQUEST_LINES, [b"Host: g", b"Content-Length: 3"]), st.binary(max_size=5), st.integers(1, 200))
+@given(
+    heads(REQUEST_LINES, [b"Host: g", b"Content-Length: 3"]),
+    st.binary(max_size=5),
+    st.just(1000) | st.integers(1, 200),
+)
 @example(PLAIN, b"", 200)
 def test_requests_mean_the_same_however_they_are_read(head: bytes, more: bytes, size: int) -> None:
     native, reference = both(cut(head + b"abc" + more, size))
@@ -131,6 +144,32 @@ def test_requests_mean_the_same_however_they_are_read(head: bytes, more: bytes, 
 @given(st.lists(PIECES, max_size=14), st.integers(1, 60))
 def test_pieces_mean_the_same_however_they_are_read(pieces: list[bytes], size: int) -> None:
     native, reference = both(cut(b"".join(pieces), size))
+    assert native == reference
+
+
+HEAD = b"POST /x HTTP/1.1\r\nHost: g\r\n"
+MESSAGES = st.sampled_from(
+    [
+        *(PLAIN, PLAIN, HEAD + b"Content-Length: 40\r\n\r\n" + PLAIN[:40], HEAD + b"Content-Length: 0\r\n\r\n"),
+        *(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n", b"GET /g HTTP/1.1\r\nHost: g\r\n\r\n"),
+        HEAD + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc",
+        HEAD + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(PLAIN), PLAIN),
+        HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n%b" % (len(PLAIN), PLAIN),
+        HEAD + b"Content-Length: %d\r\n\r\n%b" % (2 * len(PLAIN), 2 * PLAIN),
+        *(b"\r\n", HEAD + b"Connection: close\r\nContent-Length: 3\r\n\r\nabc", b"nonsense\r\n\r\n"),
+    ]
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(MESSAGES, max_size=4), st.lists(st.integers(1, 99), max_size=3), st.integers(0, 2**32 - 1))
+def test_messages_one_behind_the_other_mean_the_same(messages: list[bytes], sizes: list[int], where: int) -> None:
+    """The parser and the native core take turns on one connection, wherever its bytes are cut."""
+    sent = b"".join(messages)
+    begins = [match.start() for n, match in enumerate(re.finditer(b"POST|GET", sent)) if where >> n & 1]
+    cuts = sorted({0, len(sent), *begins, *itertools.accumulate(sizes)})
+    native, reference = both([sent[at:to] for at, to in itertools.pairwise(cuts) if sent[at:to]])
     assert native == reference
 
 
@@ -148,8 +187,24 @@ def test_a_plain_head_says_what_a_request_head_says(data: bytes) -> None:
     for name in (*head.names, b"x-request-id", b"none"):
         assert found.header(name) == head.header(name)
     body = bytes(plain.length)
+    other, other_found = (each.replaced((b"x-request-id", b"accept"), b"x-key", b"k") for each in (head, found))
+    assert (other_found.headers, other_found.header(b"x-key"), other_found.end) == (
+        other.headers,
+        b"k",
+        len(b"POST  HTTP/1.1\r\n" + head.target) + sum(len(name) + len(value) + 4 for name, value in other.headers) + 2,
+    )
     for own in ((), OWN):
         assert plain.message(b"e:1", own, body) == request_bytes(head, body, b"e:1", own) + body
+        assert other_found.message(b"e:1", own, body) == request_bytes(other, body, b"e:1", own) + body
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(b"a", b"b\r\nc: d"), (b"a\r\nb", b"c"), (b"a", b""), (b"host", b"x"), (b"", b"x")]
+)
+def test_nothing_but_a_header_can_be_put_into_a_plain_head(name: bytes, value: bytes) -> None:
+    plain: Any = read_request(PLAIN)
+    with pytest.raises(ValueError, match="not a header"):
+        plain.replaced((), name, value)
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
@@ -159,7 +214,7 @@ def test_what_is_ambiguous_is_not_plain(name: str) -> None:
 
 STATUS_LINES = st.sampled_from(
     [
-        *[b"HTTP/1.1 200 OK"] * 5,
+        *[b"HTTP/1.1 200 OK"] * 20,
         *(b"HTTP/1.1 404 Not \xe4", b"HTTP/1.1 500", b"HTTP/1.1 500 ", b"HTTP/1.1 999 x", b"HTTP/1.0 200 OK"),
         *(b"HTTP/1.1 100 Continue", b"HTTP/1.1 204 No", b"HTTP/1.1 304 No", b"HTTP/1.1 101 Up", b"HTTP/1.1 20 OK"),
         *(b"HTTP/1.1 2000 OK", b"HTTP/1.1 200OK", b"HTTP/1.1  200 OK", b"http/1.1 200 OK", b"HTTP/1.1 200 O\x00"),

@@ -104,6 +104,18 @@ async def test_limits_are_inclusive(world: World) -> None:
     assert (await (await stage.engine.accept()).message())[1] == b"x" * 1000
 
 
+@pytest.mark.parametrize(("size", "answer"), [(1000, b"HTTP/1.1 200 "), (1100, b"HTTP/1.1 431 ")])
+async def test_heads_have_a_limit(world: World, size: int, answer: bytes) -> None:
+    stage = await world.stage(max_head_bytes=1000)
+    head = HEAD + b"Content-Length: 1\r\nA: "
+    await stage.client.send(head + b"x" * (size - len(head) - 4) + b"\r\n\r\nb")
+    if size == 1000:
+        wire = await stage.engine.accept()
+        await wire.message()
+        await wire.send(JSON)
+    assert (await stage.client.message())[0].startswith(answer)
+
+
 async def test_refusal_survives_a_client_that_still_sends(world: World) -> None:
     stage = await world.stage(max_body_bytes=1000)
     await stage.client.send(HEAD + b"Content-Length: 3000000\r\n\r\n")

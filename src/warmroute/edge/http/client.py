@@ -20,7 +20,7 @@ import httptools
 from warmroute.config.tree import GatewayConfig
 from warmroute.edge.http.exchange import Exchange, Plane, Request
 from warmroute.edge.http.head import CONTINUE, error_reply, reply_bytes
-from warmroute.edge.http.plain import read_request
+from warmroute.edge.http.plain import plain, read_request
 from warmroute.errors import ClientError
 from warmroute.service.ports import Headers, Reply, RequestHead
 
@@ -186,20 +186,21 @@ class ClientConnection(asyncio.Protocol):
                 del self._plain
                 self._reset_message()
             else:
-                plain = read_request(data)
-                if plain is None or plain.length > config.max_body_bytes or plain.end > config.max_head_bytes:
+                read = read_request(data)
+                if read is None or read.length > config.max_body_bytes or read.end > config.max_head_bytes:
                     return data
-                read = cast("RequestHead", plain)  # it has all of one that is looked at
+                head = cast("RequestHead", read)  # it has all of one that is looked at
                 try:
-                    head = read if self._plane.guard is None else self._guarded(read)
+                    if self._plane.guard is not None:
+                        head = self._guarded(head)
                 except _Refused as refused:
                     self._refuse_next(refused.reply)
                     break
-                end = plain.end + plain.length
-                request = Request(head, data[plain.end : end], True, True, plain if head is read else None)
+                end = read.end + read.length
+                request = Request(head, data[read.end : end], True, True, plain(head))
                 if len(data) < end:
                     self._plain, self._missing_bytes = request, end - len(data)
-                    self._target, self._in_body, self._body = plain.target, True, [request.body]
+                    self._target, self._in_body, self._body = read.target, True, [request.body]
                     break
             self._pend(request)
             data = data[end:]

@@ -42,6 +42,11 @@ class PlainHead(Protocol):
         ...
 
 
+def plain(head: object) -> PlainHead | None:
+    """The head, if it is plain."""
+    return head if NATIVE and isinstance(head, _native.PlainHead) else None
+
+
 Relayed: TypeAlias = tuple[int, int, int, bytes]
 """Of an answer: status; length of its body, -1 if it is chunked; where its head ends in the bytes it was read from; and
 the head to send on, with the body behind it if all of that was there."""
