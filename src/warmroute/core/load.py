@@ -33,7 +33,7 @@ import msgspec
 from warmroute.core.rates import RateTable, pairs
 from warmroute.core.rows import COUNTS, TIMES, Rows
 from warmroute.core.sharing import Booked, Sharing, key_of, together
-from warmroute.core.steps import SAME_STEP_S, Steps, wait_s
+from warmroute.core.steps import SAME_STEP_S, Steps, follow, wait_s
 from warmroute.types import LeaseId, Worker, WorkerId
 
 RECENT_S = 20.0
@@ -66,6 +66,8 @@ class Lease(msgspec.Struct, eq=False, gc=False):
     """How long after the dispatch a step was due, where nothing but generations ran."""
     begun: int = 0
     """Steps that its worker had been seen to begin before it."""
+    piece_at: float = 0.0
+    """When the last piece of its answer came."""
 
 
 class Load:
@@ -238,7 +240,8 @@ class LoadTable:
             if now < steps.same_until[slot]:
                 begun -= 1  # of the very step that brought this byte, another one has told
             else:
-                steps.begin(slot, now, self.rates.generation_s, None)
+                steps.begin(slot, now, self.rates.generation_s[slot])
+            lease.piece_at = now
             if lease.due_s is not None:
                 steps.learn(lease.due_s, begun, self.rates.generation_s[slot])
         self._begin_decoding(lease)
@@ -254,13 +257,16 @@ class LoadTable:
 
     def stepped(self, lease: Lease, now: float) -> None:
         """A further piece of the lease's answer came: a step of its worker is over, and the next has begun."""
-        slot = lease.slot
+        slot, took_s = lease.slot, now - lease.piece_at
+        lease.piece_at = now
         if now < self.steps.same_until[slot] or not (lease.observable and lease.open):
             return
-        generating = not self.prefilling[slot]
-        self.steps.begin(slot, now, self.rates.generation_s, self._generation_s(slot) if generating else None)
-        if generating:
-            self.free_at[slot] = now + self._generation_s(slot)
+        if self.prefilling[slot]:
+            self.steps.begin(slot, now, self.rates.generation_s[slot])
+            return
+        self.rates.generation_s[slot] = length_s = follow(self._generation_s(slot), took_s)
+        self.steps.begin(slot, now, length_s)
+        self.free_at[slot] = now + length_s
 
     def release(self, lease: Lease, now: float) -> None:
         """Close the lease, however it ended. No-op when it is closed already."""

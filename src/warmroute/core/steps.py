@@ -22,7 +22,7 @@ from typing import Final
 SAME_STEP_S: Final = 0.002
 """Pieces that come closer together than this are of one step: hardly any engine's steps are shorter."""
 LENGTH_NEWS: Final = 0.02
-"""One step says so much of how long steps are: so the median is followed, and a prefill among them does not matter."""
+"""One step says so much of how long steps are: the median is followed, so a prefill among them does not matter."""
 REACH_NEWS: Final = 0.01
 """One request says so much of how early it had to be sent, as a share of a step."""
 CAUGHT: Final = 1
@@ -40,6 +40,11 @@ def wait_s(due_s: float, step_s: float, reach_s: float) -> float:
     return due_s if due_s > 0.0 else 0.0  # noqa: FURB136 - faster
 
 
+def follow(length_s: float, took_s: float) -> float:
+    """How long steps are, after one more took so long from one piece of a stream to its next."""
+    return length_s * (1.0 + LENGTH_NEWS if took_s > length_s else 1.0 - LENGTH_NEWS)
+
+
 class Steps:
     """The steps of all engines; entry i of each list is of the one in place i of the load table."""
 
@@ -49,31 +54,19 @@ class Steps:
         self.begun: list[int] = []
         """Steps that were seen to begin."""
         self.same_until: list[float] = []
-        """Until when pieces are still of the last one."""
-        self._began_at: list[float] = []
+        """Until when pieces are still of the last one: they come of all streams, in any order."""
 
     def start(self, slot: int) -> None:
         """An engine takes this place: nothing is known of it."""
         if slot == len(self.begun):
             self.begun.append(0)
             self.same_until.append(0.0)
-            self._began_at.append(0.0)
-        self.same_until[slot] = self._began_at[slot] = 0.0
+        self.same_until[slot] = 0.0
 
-    def begin(self, slot: int, now: float, lengths: memoryview[float], likely_s: float | None) -> None:
-        """A step of the engine in this place is over, and the next has begun.
-
-        `lengths`: how long its steps are, to be kept up if nothing but generations ran; then `likely_s` says how long
-        they are if nothing is known yet.
-        """
-        took, before = now - self._began_at[slot], self._began_at[slot]
-        length = lengths[slot]
-        if likely_s is not None and before:
-            length = length or likely_s
-            lengths[slot] = length = length * (1.0 + LENGTH_NEWS if took > length else 1.0 - LENGTH_NEWS)
+    def begin(self, slot: int, now: float, length_s: float) -> None:
+        """A step of the engine in this place is over, and the next has begun, which is likely to take so long."""
         self.begun[slot] += 1
-        self._began_at[slot] = now
-        self.same_until[slot] = now + max(SAME_STEP_S, length / 2)
+        self.same_until[slot] = now + max(SAME_STEP_S, length_s / 2)
 
     def learn(self, due_s: float, begun: int, length_s: float) -> None:
         """So many steps were begun before the first piece of a request that was sent `due_s` before the first of them.

@@ -74,6 +74,7 @@ class Cluster:
         self._entries = 0
         self._issued = 0
         self._seen: set[int] = set()
+        self._pieces_at = [0.0] * len(self.engines)
 
     def run(self, progress: Callable[[int, float], None] | None = None) -> Results:
         """Run to the last answer. `progress` is told (requests issued, virtual seconds) now and then."""
@@ -200,9 +201,12 @@ class Cluster:
             engine.events = []
 
     def _pieces(self, engine: Engine, run: Run, step: int, now: float) -> None:
-        """Every stream that is generated there gets a piece: the router is told of one."""
+        """Every stream that is generated there gets a piece, as with the step before: the router is told of one."""
         if step <= run.steps and (work := engine.generating) is not None:
-            self.router.stepped(work.owner.decision, now)
+            decision = work.owner.decision
+            decision.lease.piece_at = self._pieces_at[engine.number]  # that piece of it, nobody was told of
+            self._pieces_at[engine.number] = now
+            self.router.stepped(decision, now)
             if step and run is engine.run:
                 self._plan_pieces(engine, step + 1)
 
