@@ -40,6 +40,7 @@ def test_a_module_is_found_in_the_working_folder(tmp_path: Path, monkeypatch: py
     [
         ("class Mine: pass", "Mine", "has no `name`"),
         ("1/0", "Mine", "ZeroDivisionError"),
+        ("raise SystemExit(3)", "Mine", "SystemExit: 3"),
         ("", "Mine", "AttributeError"),
         ("class Mine:\n    def __init__(self, a): pass", "Mine", "TypeError"),
     ],

@@ -242,6 +242,16 @@ def test_the_command_compares_policies_and_writes_json_and_html(tmp_path: Path) 
     assert "http" not in page.read_text(), "it needs nothing else"
 
 
+def test_a_policy_that_fails_is_not_taken_for_one_that_decides(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Mine:\n    name = 'mine'\n\n    def costs(self, candidates):\n        raise KeyError('oh')\n"
+    )
+    wish = Wish(workload="uniform", engines=2, requests=50, policies=[f"{tmp_path / 'mine.py'}:Mine"], rate=5.0)
+    done = simulate(wish, lambda *_: None)
+    assert "mine: the default decided 50 times in its place: KeyError: 'oh'" in done.table
+    assert json.loads(done.json())["runs"][0]["undecided"] == 50
+
+
 def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     wish = Wish(workload="uniform", engines=2, requests=4100, policies=["random"], rate=50.0)

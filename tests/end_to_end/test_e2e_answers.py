@@ -54,6 +54,25 @@ async def test_every_answer_has_a_request_id_and_says_who_served_it(stack: Stack
     assert chosen.body["id"] == f"cmpl-{chosen.request_id}"
 
 
+async def test_names_that_are_longer_than_is_kept(stack: Stack) -> None:
+    """Ids and sessions are kept by the thousand: what a client makes of them must not be the gateway's memory."""
+    long = {"x-request-id": "i" * 5000, "x-session-id": "s" * 5000}
+    answers = [await stack.client.ask(prompt=[1, 2, 3], headers=long) for _ in range(2)]
+    for answer in answers:
+        assert len(answer.request_id) < 100
+        assert (await stack.client.get(f"/decisions/{answer.request_id}")).status == 200
+    (session,) = stack.gateway.router.policy._sessions  # type: ignore[attr-defined]
+    assert len(session) < 100
+
+
+async def test_a_body_is_let_go_with_its_request(stack: Stack) -> None:
+    for _ in range(2):
+        assert (await stack.client.ask(prompt=[1, 2, 3], user="u" * 1_000_000)).status == 200
+    (connection,) = stack.gateway.server.clients
+    assert not hasattr(connection, "_plain")
+    assert (connection._body, connection._request.body) == ([], b"")
+
+
 async def test_decision_headers_can_be_left_out() -> None:
     config = replace(QUICK, gateway=GatewayConfig(port=0, decision_headers=False))
     async with stack_of(EngineOptions(), config=config) as stack:

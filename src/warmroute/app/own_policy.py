@@ -35,7 +35,7 @@ def load_policy(spec: str) -> Policy | None:
     try:
         module = _file(Path(home)) if home.endswith(".py") else _module(home)
         policy = getattr(module, name)()
-    except Exception as error:  # a stranger's code may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         raise ConfigError(
             "routing.policy", f"{spec!r} cannot be loaded: {type(error).__name__}: {error}", _REMEDY
         ) from error

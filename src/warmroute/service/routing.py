@@ -7,6 +7,7 @@ never fails a request.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
@@ -46,6 +47,8 @@ SLEEP, WAKE_UP, IS_SLEEPING = "/sleep", "/wake_up", "/is_sleeping"
 
 RANK_HEADER = b"x-data-parallel-rank"
 """vLLM's: the client wants this data-parallel rank."""
+NAME_BYTES_MAX = 256
+"""Of a request's id and of a session's name, which are kept by the ten and the hundred thousand."""
 WORKER_HEADER = b"x-warmroute-worker"
 """Ours: the client wants this worker, by the name that `/workers` and the same header of an answer give it."""
 
@@ -317,7 +320,7 @@ class Routing:
             streamed=request.stream,
             rank=_rank(head),
             priority=request.priority,
-            session=None if session is None else session.decode("latin-1"),
+            session=None if session is None else _name_of(session),
             policy=None if policy is None else policy.decode("latin-1"),
             pinned=self._pinned(head) if config.overrides else None,
         )
@@ -383,7 +386,9 @@ class Routing:
     def _request_id(self, head: RequestHead) -> str:
         """The client's, or one of our own: unique without asking the system for randomness per request."""
         given = head.header(b"x-request-id")
-        return given.decode("latin-1") if given else f"{self._instance}-{next(self._numbers):x}"
+        if given and len(given) <= NAME_BYTES_MAX:
+            return given.decode("latin-1")
+        return f"{self._instance}-{next(self._numbers):x}"
 
     def _pinned(self, head: RequestHead) -> WorkerId | None:
         name = head.header(WORKER_HEADER)
@@ -410,6 +415,11 @@ class Routing:
 
 def _first(value: int | None, other: int) -> int:
     return other if value is None else value
+
+
+def _name_of(session: bytes) -> str:
+    """What a session is known by: its name, or the hash of one that is longer than is kept."""
+    return session.decode("latin-1") if len(session) <= NAME_BYTES_MAX else hashlib.sha256(session).hexdigest()
 
 
 def _rank(head: RequestHead) -> int | None:

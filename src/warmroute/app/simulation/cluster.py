@@ -20,6 +20,7 @@ from warmroute.app.simulation.workloads import Conversation, Turn, tokens_of
 from warmroute.core.decision import Decision, PickRequest
 from warmroute.core.hashing import prefix_hash_array
 from warmroute.core.index import make_index
+from warmroute.core.policies.guard import Guarded
 from warmroute.core.router import Router
 from warmroute.core.wire.events import Event
 from warmroute.errors import NoWorkerError
@@ -106,6 +107,8 @@ class Cluster:
                 told = self._issued
                 progress(told, now)
         self.results.finish(self.engines, now)
+        if isinstance(guarded := self.router.policy, Guarded):
+            self.results.undecided, self.results.why_undecided = guarded.failures.total(), guarded.last_failure
         return self.results
 
     def _turns_per_conversation(self) -> float:

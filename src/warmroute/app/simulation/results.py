@@ -45,6 +45,8 @@ class Summary:
     preemptions: int
     refused: int
     lost: int
+    undecided: int
+    """Times that a policy of one's own did not decide: the default did."""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -60,6 +62,9 @@ class Results:
         self.policy = scenario.policy.name if scenario.policy else scenario.routing.policy
         self.refused = 0
         self.lost = 0
+        self.undecided = 0
+        self.why_undecided: str | None = None
+        """The last time, in words."""
         self._from = int(n * scenario.warmup)
         self._ttft_s = array("d", bytes(8 * n))
         self._expected_s = array("d", bytes(8 * n))
@@ -135,6 +140,7 @@ class Results:
             preemptions=self._preemptions,
             refused=self.refused,
             lost=self.lost,
+            undecided=self.undecided,
         )
 
 

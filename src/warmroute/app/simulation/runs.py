@@ -89,7 +89,12 @@ class Done:
     @property
     def table(self) -> str:
         """For a terminal."""
-        return report.table([results.summary() for results in self.runs])
+        undecided = [
+            f"{results.policy}: the default decided {results.undecided} times in its place: {results.why_undecided}"
+            for results in self.runs
+            if results.undecided
+        ]
+        return "\n".join([report.table([results.summary() for results in self.runs]), *undecided])
 
     def json(self) -> bytes:
         """For programs."""

@@ -181,9 +181,11 @@ class ClientConnection(asyncio.Protocol):
             self._missing_bytes -= at
             if self._missing_bytes:
                 return b""
-            self._plain.body = b"".join(self._body)
+            request = self._plain
+            request.body = b"".join(self._body)
+            del self._plain
             self._reset_message()
-            self._pend(self._plain)
+            self._pend(request)
         while at < len(data):
             read = read_request(data, at)
             if read is None or read.length > config.max_body_bytes or read.end > config.max_head_bytes:
@@ -372,6 +374,7 @@ class ClientConnection(asyncio.Protocol):
     def finished(self, *, close: bool) -> None:
         """The answer was written whole; the exchange is over."""
         self.exchange = None
+        self._request.body = b""  # or an idle connection would keep it
         if close:
             self._close()
             return
