@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from warmroute.config.tree import Config, EngineConfig, EventsConfig, MembershipConfig
-from warmroute.errors import ConfigError
-from warmroute.service.addressing import endpoint_of, engine_key, event_addresses
+from warmroute.config.tree import Config, EngineConfig
 from warmroute.service.membership import FACTS_EVERY, Membership
 from warmroute.service.ports import CacheCounters, EngineFacts, EventAddress
 from warmroute.testing.fakes import FakeEngineApi
@@ -303,40 +301,6 @@ async def test_trust_makes_a_new_fleet_and_leaves_old_snapshots_alone() -> None:
         assert stage.membership.fleet.workers[0].trust == live
 
 
-@pytest.mark.parametrize(
-    ("engine", "said", "found"),
-    [
-        ({}, None, [("tcp://10.0.0.1:5557", "tcp://10.0.0.1:5558", "")]),
-        ({}, {}, [None]),
-        ({}, {0: PUB}, [("tcp://10.0.0.1:5557", "tcp://10.0.0.1:5567", "kv")]),
-        ({"data_parallel_size": 2}, {1: PUB}, [None, ("tcp://10.0.0.1:5557", "tcp://10.0.0.1:5567", "kv")]),
-        ({"data_parallel_size": 2}, None, [("tcp://10.0.0.1:5557", None, ""), ("tcp://10.0.0.1:5558", None, "")]),
-        ({"events": False}, {0: PUB, 1: PUB}, [None, None]),
-        ({}, {1: PUB}, {1: ("tcp://10.0.0.1:5557", "tcp://10.0.0.1:5567", "kv")}),
-        (
-            {"events_endpoint": "tcp://nat:7000", "replay_endpoint": "tcp://nat:7100", "topic": "t"},
-            {0: PUB, 1: PUB},
-            [("tcp://nat:7000", "tcp://nat:7100", "t"), ("tcp://nat:7001", "tcp://nat:7101", "t")],
-        ),
-        ({"events_endpoint": "tcp://nat:7000"}, {}, [("tcp://nat:7000", None, "")]),
-        ({"events_endpoint": "ipc:///run/kv", "data_parallel_size": 2}, {}, [("ipc:///run/kv", None, ""), None]),
-    ],
-)
-def test_where_the_ranks_of_an_engine_publish(engine: dict[str, Any], said: Any, found: list[Any]) -> None:
-    addresses = event_addresses(Config(), EngineConfig(url=A.url, **engine), A, EngineFacts((MODEL,), said))
-    each = found if isinstance(found, dict) else dict(enumerate(found))
-    assert addresses == {rank: None if one is None else EventAddress(*one) for rank, one in each.items()}
-
-
-def test_defaults_for_ipv6_and_with_events_off() -> None:
-    v6 = Endpoint("fd00::1", 8000)
-    engine = EngineConfig(url=v6.url)
-    address = event_addresses(Config(), engine, v6, EngineFacts((), None))[0]
-    assert address == EventAddress("tcp://[fd00::1]:5557", "tcp://[fd00::1]:5558", "")
-    off = Config(events=EventsConfig(enabled=False))
-    assert event_addresses(off, engine, v6, EngineFacts((), {0: PUB})) == {0: None}
-
-
 async def test_a_replay_that_cannot_be_is_said(caplog: pytest.LogCaptureFixture) -> None:
     stage = Stage(EngineConfig(url=A.url, data_parallel_size=2))
     stage.api.known[A] = EngineFacts((MODEL,), None)
@@ -347,15 +311,6 @@ async def test_a_replay_that_cannot_be_is_said(caplog: pytest.LogCaptureFixture)
         "http://10.0.0.1:8000 rank 0",
         "http://10.0.0.1:8000 rank 1",
     ]
-
-
-def test_urls() -> None:
-    assert endpoint_of("http://h:81") == Endpoint("h", 81)
-    assert endpoint_of("https://h/") == Endpoint("h", 443, tls=True)
-    assert endpoint_of("http://[::1]:9") == Endpoint("::1", 9)
-    for url in ("h:81", "ftp://h", "http://h:99999", "http://h/v1", "http://:80", ""):
-        with pytest.raises(ConfigError, match="Write http://HOST:PORT"):
-            endpoint_of(url)
 
 
 async def test_an_engine_that_refuses_connections_is_left_alone_at_once() -> None:
@@ -419,15 +374,6 @@ async def test_an_engine_asleep_takes_no_requests_until_it_is_woken() -> None:
         stage.api.known[A] = replace(facts(PUB), asleep=False)  # woken past us, as its metrics say
         await stage.time.advance(2)
         assert stage.ready() == [A.authority]
-
-
-def test_keys_are_the_engines_own_or_the_common_one() -> None:
-    engines = (EngineConfig(url=A.url, api_key="own"), EngineConfig(url=B.url))
-    common = Config(membership=MembershipConfig(api_key="all"))
-    assert [engine_key(Config(), engine) for engine in engines] == ["own", None]
-    assert [engine_key(common, engine) for engine in engines] == ["own", "all"]
-    assert Stage(*engines).membership.keys == {A: "own"}
-    assert "own" not in repr(engines)
 
 
 async def test_a_refresh_while_the_facts_are_on_their_way_is_not_overlooked() -> None:
@@ -497,3 +443,7 @@ async def test_an_adapter_that_came_or_went_through_us_is_known_at_once() -> Non
         stage.membership.adapter_changed(A, "sql", None)
         assert stage.membership.fleet.serving("sql") == ()
         stage.membership.adapter_changed(B, "sql", "/a")  # unknown engines are no error
+
+
+def test_keys_are_kept_by_engine() -> None:
+    assert Stage(EngineConfig(url=A.url, api_key="own"), EngineConfig(url=B.url)).membership.keys == {A: "own"}
