@@ -80,6 +80,23 @@ async def test_connection_cannot_take_away_what_frames_or_authorizes(stage: Stag
     assert body == b"abc"
 
 
+@pytest.mark.parametrize(
+    ("target", "asked"),
+    [
+        (b"http://any.example:8080/v1/models?a=b", b"/v1/models?a=b"),
+        (b"HTTPS://any.example", b"/"),
+        (b"http://any.example?a=b", b"/?a=b"),
+        (b"/http://any.example/v1", b"/http://any.example/v1"),
+    ],
+)
+async def test_a_target_in_absolute_form_is_one_of_ours(stage: Stage, target: bytes, asked: bytes) -> None:
+    await stage.client.send(b"POST %b HTTP/1.1\r\nHost: other\r\nContent-Length: 2\r\n\r\n{}" % target)
+    wire = await stage.engine.accept()
+    head, body = await wire.message()
+    assert head.startswith(b"POST %b HTTP/1.1\r\n" % asked)
+    assert body == b"{}"
+
+
 async def test_chunked_request_arrives_with_its_length(stage: Stage) -> None:
     request = (
         b"POST / HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -19,7 +19,7 @@ import httptools
 
 from warmroute.config.tree import GatewayConfig
 from warmroute.edge.http.exchange import Exchange, Plane, Request
-from warmroute.edge.http.head import CONTINUE, error_reply, reply_bytes
+from warmroute.edge.http.head import CONTINUE, error_reply, origin_form, reply_bytes
 from warmroute.edge.http.plain import plain, read_request
 from warmroute.errors import ClientError
 from warmroute.service.ports import Headers, Reply, RequestHead
@@ -267,6 +267,8 @@ class ClientConnection(asyncio.Protocol):
             size = len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers)
             if size > self._config.max_head_bytes:
                 raise _Refused(431, f"The request's head is larger than {self._config.max_head_bytes} bytes.")
+        if not self._target.startswith(b"/"):
+            self._target = origin_form(self._target)
         if self._plane.guard is not None:
             self._headers = list(self._guarded(RequestHead(method, self._target, tuple(self._headers))).headers)
         self._names = names = [name.lower() for name, _ in self._headers]

@@ -40,6 +40,8 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ((\d{3})(?: [^\x00-\x08\x0a-\x1f\x7f]*)?)\r\n")
 _HEADER_LINES = re.compile(rb"(?:" + _TOKEN + rb"+:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+\r\n")
 
+_SERVER = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -67,6 +69,15 @@ class ResponseHead:
     """Bytes of the body if `framing` is LENGTH, else 0."""
     keep_alive: bool
     """Whether the engine will take another request on this connection."""
+
+
+def origin_form(target: bytes) -> bytes:
+    """What is asked for, without the server that a target in absolute form names as well (RFC 9112, 3.2.2)."""
+    server = _SERVER.match(target)
+    if server is None:
+        return target
+    path = target[server.end() :]
+    return path if path.startswith(b"/") else b"/" + path
 
 
 def connection_tokens(value: bytes) -> frozenset[bytes]:
