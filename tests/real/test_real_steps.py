@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from itertools import pairwise
 
 from gateway_process import GatewayProcess
 from openai_client import COMPLETIONS, Client
@@ -25,8 +24,9 @@ async def test_steps_are_as_long_as_they_are_taken_to_be(gateway: GatewayProcess
     async with Client(gateway.url) as client:
         prompts = Prompts(31)
         streams = await asyncio.gather(*(arrivals(client, prompts.token_ids(100)) for _ in range(STREAMS)))
-    seen = statistics.median(b - a for at in streams for a, b in pairwise(at[TOKENS // 2 :]))
+    # On average: pieces that wait together for this process are read together.
+    seen = statistics.mean((at[-1] - at[TOKENS // 2]) / (len(at) - 1 - TOKENS // 2) for at in streams)
     taken = {name: row["step_s"] for name, row in gateway.workers().items()}
     print(f"a piece every {seen * 1e3:.2f} ms; steps are taken for {taken}")  # noqa: T201
-    assert seen / 2 < taken.pop(worker) < seen * 2
+    assert seen / 3 < taken.pop(worker) < seen * 3
     assert set(taken.values()) == {0.0}, "of an engine that streamed nothing, nothing is known"
