@@ -199,6 +199,22 @@ def test_counters_are_asked_only_of_engines_whose_events_are_followed() -> None:
         assert trusts.wants_counters(WorkerId(10)) is asked
 
 
+def test_an_answer_that_comes_at_once_says_that_its_prefill_is_done_to_those_behind_it() -> None:
+    waits = []
+    for at_once in (True, False):
+        stage = Stage(worker(1))
+        first, second = (stage.attempt(body={"model": "m", "prompt": [n] * 4000}) for n in (1, 2))
+        stage.now += 0.1  # long before it was expected
+        if at_once:
+            first.finished(Outcome.COMPLETE, b"{}", 200)
+        else:
+            first.answering(200)
+            first.finished(Outcome.COMPLETE, b"{}")
+        waits.append(stage.attempt().trail.decision.candidates.wait_s[0])
+        assert second.trail.decision.lease.prefilling
+    assert waits[0] == waits[1]
+
+
 @pytest.mark.parametrize("status", [200, 404, 500])
 def test_an_answer_that_comes_at_once_is_one_that_began_and_ended(status: int) -> None:
     ends = []

@@ -147,9 +147,12 @@ class Routing:
 
     def answering(self, attempt: Attempt, status: int) -> None:
         """The first byte of an answer's body came."""
-        self._begins(attempt.trail, status)
+        trail = attempt.trail
+        trail.status = status
+        if status < SERVER_ERROR and self.breakers.known:
+            self.breakers.began(trail.decision.worker.endpoint, trail.decision.at, self._clock())
         if _computed(status):
-            self.router.prefilled(attempt.trail.decision, self._clock())
+            self.router.prefilled(trail.decision, self._clock())
 
     def progressed(self, attempt: Attempt) -> None:
         """A further piece of the answer's body came."""
@@ -160,18 +163,13 @@ class Routing:
         trail, decision = attempt.trail, attempt.trail.decision
         trail.outcome = outcome
         if status is not None:
-            self._begins(trail, status)
+            self.answering(attempt, status)
         if attempt.job.full_report:
             self.router.full_reports.ended(decision.worker.id, self._clock())
         self.router.release(decision, self._clock(), served=_computed(trail.status))
         decision.claims = decision.chain = ()  # kept for explanation: without the hashes of its whole prompt
         if self._membership.fleet.get(decision.worker.id) is not None:  # of one forgotten meanwhile nothing is kept
             self._note(attempt, outcome, tail)
-
-    def _begins(self, trail: Trail, status: int) -> None:
-        trail.status = status
-        if status < SERVER_ERROR and self.breakers.known:
-            self.breakers.began(trail.decision.worker.endpoint, trail.decision.at, self._clock())
 
     def _note(self, attempt: Attempt, outcome: Outcome, tail: bytes) -> None:
         """What the end of an attempt says of its worker and its engine."""
