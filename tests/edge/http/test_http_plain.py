@@ -14,11 +14,12 @@ from test_http_smuggling import AMBIGUOUS, PIECES
 from wires import JSON
 
 from warmroute.config.tree import GatewayConfig
+from warmroute.core.hashing import NATIVE
 from warmroute.edge.http import client as client_module
 from warmroute.edge.http import exchange as exchange_module
 from warmroute.edge.http.client import ClientConnection
 from warmroute.edge.http.head import Framing, parse_response_head, request_bytes, response_bytes
-from warmroute.edge.http.plain import NATIVE, read_request, relay_answer
+from warmroute.edge.http.plain import read_request, relay_answer
 from warmroute.edge.http.server import HttpServer
 from warmroute.edge.http.upstream import EngineConnection
 from warmroute.errors import EngineError

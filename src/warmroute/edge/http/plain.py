@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
+from warmroute.core.hashing import NATIVE
 from warmroute.service.ports import Headers
 
-try:
+if NATIVE:
     from warmroute import _native
-except ImportError:
-    NATIVE = False
-else:
-    NATIVE = True
 
 
 class PlainHead(Protocol):
