@@ -11,7 +11,7 @@ from typing import Any
 import h11
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_http_endings import FakeTransport, lose
+from wireless import FakeTransport, lose
 
 from warmroute.config.tree import GatewayConfig
 from warmroute.edge.http.client import ClientConnection

@@ -6,16 +6,12 @@ sockets show once in a month.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from wireless import lose, wired
 
-from warmroute.config.tree import GatewayConfig
-from warmroute.edge.http.client import ClientConnection
-from warmroute.edge.http.server import HttpServer
-from warmroute.edge.http.upstream import EngineConnection
 from warmroute.service.ports import Dispatch, Outcome
 from warmroute.testing.http import StaticService
 from warmroute.types import Endpoint
@@ -29,58 +25,6 @@ ANSWERS = (
     b"nonsense\r\n\r\n",
 )
 REQUEST = b"POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 1\r\n\r\nx"
-
-
-class FakeSocket:
-    def setsockopt(self, *_: Any) -> None: ...
-
-
-class FakeTransport(asyncio.Transport):
-    """Keeps what is written; a close is told to the protocol when the test says so, as a loop would."""
-
-    def __init__(self) -> None:
-        super().__init__({"socket": FakeSocket()})
-        self.written = b""
-        self.closing = False
-        self.lost = False
-        self.reading = True
-
-    def write(self, data: Any) -> None:
-        if not self.closing:
-            self.written += data
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def close(self) -> None:
-        self.closing = True
-
-    abort = close
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-    def is_reading(self) -> bool:
-        return self.reading
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None: ...
-
-
-def lose(protocol: Any, exc: Exception | None) -> None:
-    if not protocol.transport.lost:
-        protocol.transport.lost = protocol.transport.closing = True
-        protocol.connection_lost(exc)
 
 
 class Endless(StaticService):
@@ -100,19 +44,7 @@ class Endless(StaticService):
 )
 def test_every_dispatch_is_finished_once(answer: bytes, size: int, events: list[str]) -> None:
     service = Endless([Endpoint("127.0.0.1", 1)])
-    server = HttpServer(service, GatewayConfig())
-    engines: list[EngineConnection] = []
-
-    def connect(endpoint: Endpoint, user: Any) -> Any:
-        engine = EngineConnection(server.pool, endpoint)
-        engine.connection_made(FakeTransport())
-        engines.append(engine)
-        user.connected(engine)
-
-    server.pool.connect = connect  # type: ignore[method-assign]
-    client = ClientConnection(server)
-    transport = FakeTransport()
-    client.connection_made(transport)
+    server, client, transport, engines = wired(service)
     client.data_received(REQUEST)
     at = 0
     for event in events:

@@ -9,19 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_http_endings import FakeTransport, lose
 from test_http_smuggling import AMBIGUOUS, PIECES
+from wireless import lose, wired
 from wires import JSON
 
-from warmroute.config.tree import GatewayConfig
 from warmroute.core.hashing import NATIVE
 from warmroute.edge.http import client as client_module
 from warmroute.edge.http import exchange as exchange_module
-from warmroute.edge.http.client import ClientConnection
 from warmroute.edge.http.head import Framing, parse_response_head, request_bytes, response_bytes
 from warmroute.edge.http.plain import read_request, relay_answer
-from warmroute.edge.http.server import HttpServer
-from warmroute.edge.http.upstream import EngineConnection
 from warmroute.errors import EngineError
 from warmroute.service.ports import Dispatch, Headers, Reply, RequestHead
 from warmroute.testing.http import StaticService
@@ -51,17 +47,7 @@ class Keeps(StaticService):
 def served(pieces: list[bytes], answer: list[bytes] | None = None) -> tuple[list[Any], bytes, bytes]:
     """What the service was asked, and what was written to the engine and to the client."""
     service = Keeps()
-    server = HttpServer(service, GatewayConfig())
-    engines: list[EngineConnection] = []
-
-    def connect(endpoint: Endpoint, user: Any) -> None:
-        engines.append(EngineConnection(server.pool, endpoint))
-        engines[-1].connection_made(FakeTransport())
-        user.connected(engines[-1])
-
-    server.pool.connect = connect  # type: ignore[method-assign,assignment]
-    client, transport = ClientConnection(server), FakeTransport()
-    client.connection_made(transport)
+    _, client, transport, engines = wired(service)
     for piece in pieces:
         if transport.closing:
             break

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import h11
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_http_endings import FakeTransport, lose
+from wireless import lose, wired
 from wires import JSON, Stage, World
 
 from warmroute.config.tree import GatewayConfig
 from warmroute.core.keys import digest_of, parse_keys
-from warmroute.edge.http.client import ClientConnection
 from warmroute.edge.http.server import HttpServer
-from warmroute.edge.http.upstream import EngineConnection
 from warmroute.service.access import Access
 from warmroute.testing.http import StaticService
 from warmroute.types import Endpoint
@@ -179,17 +175,7 @@ PIECES = st.sampled_from(
 def test_engines_read_as_many_requests_as_were_dispatched(pieces: list[bytes], size: int) -> None:
     """An independent and strict reader of what reaches the engine finds exactly our requests, with our bodies."""
     service = StaticService([Endpoint("127.0.0.1", 1)])
-    server = HttpServer(service, GatewayConfig())
-    engines: list[EngineConnection] = []
-
-    def connect(endpoint: Endpoint, user: Any) -> None:
-        engines.append(EngineConnection(server.pool, endpoint))
-        engines[-1].connection_made(FakeTransport())
-        user.connected(engines[-1])
-
-    server.pool.connect = connect  # type: ignore[method-assign,assignment]
-    client, transport = ClientConnection(server), FakeTransport()
-    client.connection_made(transport)
+    _, client, transport, engines = wired(service)
     sent = b"".join(pieces)
     for at in range(0, len(sent), size):
         if transport.closing:
