@@ -129,6 +129,7 @@ def test_requests_are_shown_by_worker_and_reason() -> None:
     assert seen["warmroute_requests_refused_total"] == {("404",): 6}
     assert seen["warmroute_requests_without_tokens_total"] == {("timeout",): 5}
     assert seen["warmroute_retries_total"] == {(): 1}
+    assert seen["warmroute_probes_unasked_total"] == {(): 0}
     assert seen["warmroute_data_plane_total"] == {("clients",): 3, ("refused:413",): 2}
 
 

@@ -118,6 +118,7 @@ async def test_a_system_without_sockets_is_no_engines_fault(caplog: pytest.LogCa
         await stage.time.advance(60)
         assert stage.ready() == [A.authority]
         assert sum("open files" in record.message for record in caplog.records) == 1
+        assert stage.membership.unasked > 10, "each is counted, one is logged"
 
 
 async def test_one_worker_per_rank_each_with_its_own_address() -> None:

@@ -124,6 +124,8 @@ class Metrics(Collector):
         seen = self._routing.tracking
         reach_s = self._routing.router.load.steps.reach_s
         yield _gauge("step_reach_seconds", "How early a request must be sent to be part of a step", (), [((), reach_s)])
+        unasked = [((), self._membership.unasked)]
+        yield _counter("probes_unasked", "Probes of engines for which there was no socket", (), unasked)
         yield _counter("decisions", "Decisions by worker and reason", ("worker", "reason"), seen.decisions.items())
         yield _counter("attempts", "Ended attempts by outcome", ("worker", "outcome"), seen.outcomes.items())
         results = seen.predictions.items()

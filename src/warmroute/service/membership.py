@@ -110,6 +110,8 @@ class Membership:
         self._workers: dict[WorkerId, Worker] = {}
         self._engines: dict[Endpoint, _Engine] = {}
         self._tasks: asyncio.TaskGroup | None = None
+        self.unasked = 0
+        """Probes that could not be made: the system had no socket for them."""
         self._unasked = False
         """Whether the last probe could not be made."""
         for engine in config.engines:
@@ -296,6 +298,7 @@ class Membership:
 
     def _exhausted(self) -> None:
         """No engine is to blame, and what is known of each still holds."""
+        self.unasked += 1
         if not self._unasked:
             self._unasked = True
             _log.error("engines cannot be asked how they are: there is no socket to be had. Allow more open files")
