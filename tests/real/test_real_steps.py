@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
-import time
+from collections.abc import Sequence
 
 from gateway_process import GatewayProcess
 from openai_client import COMPLETIONS, Client
 from prompts import Prompts
+from real_engines import metric
+from vllm_engine import VllmEngine
+
+Engines = Sequence[VllmEngine]
 
 STREAMS, TOKENS = 3, 400
 
 
-async def test_steps_are_as_long_as_they_are_taken_to_be(gateway: GatewayProcess) -> None:
-    worker = next(iter(gateway.workers()))
+async def test_steps_are_as_long_as_they_are_taken_to_be(gateway: GatewayProcess, cold: Engines) -> None:
+    engines = {engine.url.removeprefix("http://"): engine for engine in cold}
+    worker, *_ = engines
+    before = latencies(engines[worker])
 
-    async def arrivals(client: Client, prompt: list[int]) -> list[float]:
+    async def stream(client: Client, prompt: list[int]) -> None:
         body = {"model": "tiny", "prompt": prompt, "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
         async with client.http.post(COMPLETIONS, json=body, headers={"x-warmroute-worker": worker}) as answer:
-            return [time.monotonic() async for piece, _ in answer.content.iter_chunks() if piece]
+            assert answer.status == 200, await answer.text()
+            await answer.read()
 
     async with Client(gateway.url) as client:
         prompts = Prompts(31)
-        streams = await asyncio.gather(*(arrivals(client, prompts.token_ids(100)) for _ in range(STREAMS)))
-    # On average: pieces that wait together for this process are read together.
-    seen = statistics.mean((at[-1] - at[TOKENS // 2]) / (len(at) - 1 - TOKENS // 2) for at in streams)
+        await asyncio.gather(*(stream(client, prompts.token_ids(100)) for _ in range(STREAMS)))
+    after = latencies(engines[worker])
+    # The engine's own word: how late its answers are read by this process says more of this process.
+    seen = (after[0] - before[0]) / (after[1] - before[1])
     taken = {name: row["step_s"] for name, row in gateway.workers().items()}
-    print(f"a piece every {seen * 1e3:.2f} ms; steps are taken for {taken}")  # noqa: T201
+    print(f"{after[1] - before[1]:.0f} tokens, one every {seen * 1e3:.2f} ms; steps are taken for {taken}")  # noqa: T201
     assert seen / 3 < taken.pop(worker) < seen * 3
     assert set(taken.values()) == {0.0}, "of an engine that streamed nothing, nothing is known"
+
+
+def latencies(engine: VllmEngine) -> tuple[float, float]:
+    """Seconds between an answer's tokens, summed up since the engine started, and how often."""
+    name = "vllm:inter_token_latency_seconds"
+    return metric(engine, f"{name}_sum"), metric(engine, f"{name}_count")

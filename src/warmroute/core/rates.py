@@ -13,6 +13,9 @@ Two things keep what was believed at the beginning from lasting. What the plane 
 configuration, its height from all observations. And a worker's seconds are held against what today's plane says of
 all that it was asked (the plane is linear: sums of features suffice), never against what was once expected.
 
+And a worker that is asked no more is forgiven: what it showed fades as others are asked, until it is taken for one of
+its fleet, and tried again. It may have been slow for a minute only, and who is taken for slow cannot show that.
+
 Invariant: rates are positive and finite whatever is observed.
 """
 
@@ -32,8 +35,10 @@ if NATIVE:
 
 FLEET_MEMORY: Final = 0.998
 """What an observation still counts for the fleet when the next one has come: the last five hundred or so matter."""
-WORKER_MEMORY: Final = 0.98
+WORKER_MEMORY: Final = 0.985
 """The same for one worker."""
+UNASKED_MEMORY: Final = 0.995
+"""What a worker has shown still counts when as many observations have come, of whomever, as there are workers."""
 LEAN_OBSERVATIONS: Final = 5.0
 """How many average observations' worth speak for a worker being like its fleet, and for the first shape."""
 CONFIGURED_OBSERVATIONS: Final = 0.25
@@ -136,6 +141,10 @@ class RateTable:
         self._spread = 0.0
         self._seconds: list[float] = []
         self._asked: list[Features] = []
+        self._counted: list[tuple[float, float]] = []
+        self._observations = self._slow_observations = 0.0
+        self._faded_at: list[int] = []
+        self._observed = 0
         self._stale = 0
         self.rows = Rows[float]("d", RATES)
         """What the columns below lie in."""
@@ -155,12 +164,14 @@ class RateTable:
         if slot == len(self._seconds):
             self._seconds.append(0.0)
             self._asked.append(NOTHING)
+            self._faded_at.append(0)
+            self._counted.append((0.0, 1.0))
             if self.rows.reach(slot + 1):
                 self.fixed_s, self.per_token_s, self.per_pair_s, self.per_context_s, self.generation_s = (
                     self.rows.columns
                 )
         self.generation_s[slot] = 0.0
-        self._seconds[slot], self._asked[slot] = 0.0, NOTHING
+        self._seconds[slot], self._asked[slot], self._faded_at[slot] = 0.0, NOTHING, self._observed
         self._set((slot,))
 
     def prefill_s(self, slot: int, prompt_tokens: int, uncached_tokens: int) -> float:
@@ -189,24 +200,45 @@ class RateTable:
         )
         self._seconds[slot] = self._seconds[slot] * WORKER_MEMORY + seconds
         slots = len(self._seconds)
+        self._observed += 1
         self._set((slot,))
         # what the fleet has shown holds for the others too
         self._set([(self._stale + 1 + each) % slots for each in range(min(REFRESHED, slots))])
         self._stale = (self._stale + min(REFRESHED, slots)) % slots
 
-    def slowness(self, slot: int, lean_s: float | None = None) -> float:
-        """How many times as long as its fleet this worker takes, as far as that is no chance."""
-        lean = LEAN_OBSERVATIONS * self._fleet.mean_s() if lean_s is None else lean_s
-        asked = self._asked[slot]
-        more = (self._seconds[slot] + lean) / (self._fleet.value(asked) + lean) - 1.0
-        error = CHANCE * self._spread / (asked[0] + LEAN_OBSERVATIONS)
-        # As James and Stein shrink: what could well be chance is taken for it, what could not is left as it is.
-        return 1.0 + more * (1.0 - error / (more * more)) if more * more > error else 1.0
+    def slowness(self, slot: int) -> float:
+        """How many times as long as the plane says this worker takes; of whom little is known, as others do today."""
+        n, alone = self._counted[slot]
+        others = (self._slow_observations + LEAN_OBSERVATIONS) / (self._observations + LEAN_OBSERVATIONS)
+        return alone + (others - 1.0) * LEAN_OBSERVATIONS / (n + LEAN_OBSERVATIONS)
 
     def _set(self, slots: Sequence[int]) -> None:
         lean_s, numbers = LEAN_OBSERVATIONS * self._fleet.mean_s(), self.rows.numbers
         fixed, per_token, per_pair, per_context = self._fleet.coefficients
         for slot in slots:
-            slowness, row = self.slowness(slot, lean_s), RATES * slot
+            self._fade(slot)
+            self._count(slot, lean_s)
+            slowness, row = self.slowness(slot), RATES * slot
             numbers[row], numbers[row + 1] = slowness * fixed, slowness * per_token
             numbers[row + 2], numbers[row + 3] = slowness * per_pair, slowness * per_context
+
+    def _fade(self, slot: int) -> None:
+        """What this worker has shown counts less by as many observations as have come since it last faded."""
+        if past := self._observed - self._faded_at[slot]:
+            kept = UNASKED_MEMORY ** (past / len(self._seconds))
+            n, tokens, pairs_, context = self._asked[slot]
+            self._asked[slot] = n * kept, tokens * kept, pairs_ * kept, context * kept
+            self._seconds[slot] *= kept
+            self._faded_at[slot] = self._observed
+
+    def _count(self, slot: int, lean_s: float) -> None:
+        """What this worker has shown by itself: how slow it is, as far as that is no chance."""
+        asked = self._asked[slot]
+        more = (self._seconds[slot] + lean_s) / (self._fleet.value(asked) + lean_s) - 1.0
+        error = CHANCE * self._spread / (asked[0] + LEAN_OBSERVATIONS)
+        # As James and Stein shrink: what could well be chance is taken for it, what could not is left as it is.
+        alone = 1.0 + more * (1.0 - error / (more * more)) if more * more > error else 1.0
+        n, was = self._counted[slot]
+        self._counted[slot] = asked[0], alone
+        self._observations += asked[0] - n
+        self._slow_observations += asked[0] * alone - n * was
