@@ -67,7 +67,7 @@ DEFAULTS = {
     "routing.prefill_tokens_per_s": 8000.0,
     "routing.decode_weight": 10.0,
     "routing.others_weight": 4.0,
-    "routing.memory_weight": 2.0,
+    "routing.memory_weight": 0.3,
     "routing.replication_weight": 1.0,
     "routing.eviction_weight": 1.0,
     "routing.speculative_ttl_s": 2.0,

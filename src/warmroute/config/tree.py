@@ -199,8 +199,8 @@ class RoutingConfig:
     """Steps of generation whose slowing counts, relative to this request's own wait; 0: generations do not count."""
     others_weight: float = 4.0
     """Worth of delaying requests yet to come, relative to this request's own wait."""
-    memory_weight: float = 2.0
-    """Price of a token that does not fit into a worker's cache, relative to computing it."""
+    memory_weight: float = 0.3
+    """Price of a token that seems not to fit into a cache (shared ones count each time), relative to computing it."""
     replication_weight: float = 1.0
     """How readily a prefix is copied to another worker when its holders are busy; 0: never for that reason."""
     eviction_weight: float = 1.0

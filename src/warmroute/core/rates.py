@@ -55,7 +55,7 @@ PAIRS_PER_TOKEN: Final = 50_000.0
 """So many pairs take as long as one token's other arithmetic before anything was observed."""
 TYPICAL_TOKENS: Final = 1000.0
 """Uncached tokens of a step before anything was observed."""
-REFRESHED: Final = 8
+REFRESHED: Final = 4
 """So many workers take up what one observation has changed for all: a thousand would be too many for each."""
 LEAST_SHARE: Final = 0.01
 """No coefficient falls below this share of what it began with: nothing is ever free."""
