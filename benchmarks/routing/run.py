@@ -7,8 +7,9 @@ default was chosen by, whose times to first token are taken together. For each i
 from the best of all others in that cell, mean and 99th percentile of the time to first token: a ratio of 0.90 is 10 %
 better, and the best other policy may be another in each cell. Results go to benchmarks/results/routing.json as they
 come; what is there already for the same cell is not run again unless `--fresh` is given. `--ablation` runs ours with
-one term left out at a time. `--floor` says what no policy could be below in each cell (`floor.py`). `--publish` writes
-what it prints into docs/routing-results.md too.
+one term left out at a time. `--floor` says what no policy could be below in each cell (`floor.py`), `--tipping` how
+often caches on the brink tip over under each policy (`tipping.py`). `--publish` writes what it prints into
+docs/routing-results.md too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from itertools import chain
 from pathlib import Path
 from statistics import mean
 
+import tipping
 from floor import floor_s
 
 from warmroute.app.simulation.cluster import Cluster
@@ -176,10 +178,18 @@ def main() -> None:
     parser.add_argument("--ours", action="store_true", help="run ours again, the others only where they are missing")
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--floor", action="store_true", help="run nothing but what no policy could be below")
+    parser.add_argument("--tipping", action="store_true", help="run nothing but `agents` on 4 engines, fifty times")
     parser.add_argument("--as-is", action="store_true", help="run nothing: only what has been run already")
     parser.add_argument("--publish", action="store_true", help="write the table into docs/routing-results.md")
     arguments = parser.parse_args()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() and not arguments.fresh else {}
+    if arguments.tipping:
+        if not arguments.as_is:
+            brink = {policy: scenario("agents", 4, RoutingConfig(policy=policy), None) for policy in POLICIES}
+            found["tipping"] = tipping.tipping(brink, arguments.jobs)
+            RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        show("How often caches on the brink tip over", tipping.table(found["tipping"]), arguments)
+        return
     policies = [FLOOR] if arguments.floor else [OURS, *ABLATIONS] if arguments.ablation else POLICIES
     which = list(cells(arguments))
     jobs = [(workload, engines, policy, arguments.trace) for workload, engines in which for policy in policies]
@@ -197,7 +207,11 @@ def main() -> None:
         title, write = "What nobody can be below", floors
     elif arguments.ablation:
         title, write = "What each term is worth", ablation
-    print(text := write(found, which))
+    show(title, write(found, which), arguments)
+
+
+def show(title: str, text: str, arguments: argparse.Namespace) -> None:
+    print(text)
     if arguments.publish:
         publish(title, text)
 
