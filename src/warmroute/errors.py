@@ -6,6 +6,12 @@ of HTTP parsers) are mapped to these at the module that knows the foreign librar
 
 from __future__ import annotations
 
+import errno
+from typing import Final
+
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Numbers of system errors of a connection that could not be made: this machine's fault, not the other side's."""
+
 
 class WarmrouteError(Exception):
     """Base of every error that Warmroute raises on purpose."""

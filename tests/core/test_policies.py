@@ -444,6 +444,7 @@ class Stranger:
     ("answer", "counted"),
     [
         (RuntimeError("no"), "raised"),
+        (SystemExit(1), "raised"),
         ([1.0], "invalid"),
         ([nan, 1.0], "invalid"),
         ([10**400, 1.0], "raised"),

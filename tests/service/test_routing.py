@@ -239,6 +239,17 @@ def test_an_answer_that_comes_at_once_is_one_that_began_and_ended(status: int) -
 
 
 @pytest.mark.parametrize(
+    ("outcome", "shut"),
+    [(Outcome.UNREACHABLE, True), (Outcome.ENGINE_LOST, True), (Outcome.CLIENT_GONE, False), (Outcome.UNASKED, False)],
+)
+def test_only_what_an_engine_is_at_fault_for_opens_its_breaker(outcome: Outcome, shut: bool) -> None:
+    stage = Stage(worker(1))
+    breakers = stage.routing.breakers = Breakers(BreakerConfig(failures_max=1, open_s=1.0))
+    stage.attempt().finished(outcome)
+    assert bool(breakers.shut(stage.now)) is shut
+
+
+@pytest.mark.parametrize(
     ("status", "outcome", "believed"),
     [
         (200, Outcome.COMPLETE, 32),
@@ -249,6 +260,7 @@ def test_an_answer_that_comes_at_once_is_one_that_began_and_ended(status: int) -
         (None, Outcome.CLIENT_GONE, 0),
         (None, Outcome.ENGINE_LOST, 0),
         (None, Outcome.UNREACHABLE, 0),
+        (None, Outcome.UNASKED, 0),
     ],
 )
 def test_only_what_was_computed_is_assumed_to_be_cached(status: int | None, outcome: Outcome, believed: int) -> None:

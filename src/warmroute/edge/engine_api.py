@@ -7,7 +7,6 @@ have. Addresses come back as they can be reached from here.
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import re
 import time
@@ -20,7 +19,7 @@ from types import MappingProxyType
 import aiohttp
 import msgspec
 
-from warmroute.errors import EngineError
+from warmroute.errors import EXHAUSTED, EngineError
 from warmroute.service.doctor.facts import HttpFacts
 from warmroute.service.doctor.pages import cache_configs, read_pages
 from warmroute.service.ports import CacheCounters, EngineFacts, EventAddress, Health
@@ -31,8 +30,6 @@ ANSWER_BYTES_MAX = 8 * 1024 * 1024
 COMPLETION_TIMEOUT = aiohttp.ClientTimeout(total=60.0)
 """For one token on an engine that may have a queue."""
 
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""What this machine lacks, not the engine."""
 _WILDCARDS = frozenset({"*", "0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
 _SIZE_MAX = 1 << 48
 """More tokens than this fit nowhere."""
@@ -100,7 +97,7 @@ class HttpEngineApi:
             status, _ = await self._get(endpoint, "/health")
         except EngineError as error:
             cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno in _EXHAUSTED:
+            if isinstance(cause, OSError) and cause.errno in EXHAUSTED:
                 return Health.UNASKED
             return Health.REFUSED if isinstance(cause, aiohttp.ClientConnectorError) else Health.FAILING
         return Health.GOOD if status == 200 else Health.FAILING

@@ -45,7 +45,8 @@ class Line(msgspec.Struct, kw_only=True):
     status: int | None = None
     """That the client got; null if it got none, or a 502 or 504 because its engine failed on the way."""
     outcome: str
-    """`complete`, `client_gone`, `engine_lost`, `unreachable`, or `refused`: by an engine, or by the gateway itself."""
+    """`complete`, `client_gone`, `engine_lost`, `unreachable`, `unasked` (no socket left here), or `refused`: by an
+    engine, or by the gateway itself."""
     retries: int = 0
     prompt_tokens: int | None = None
     overlap_tokens: int | None = None

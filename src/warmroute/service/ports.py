@@ -169,6 +169,8 @@ class Outcome(enum.StrEnum):
     """No connection to the engine could be made, or it ended before a byte of the answer: may be retried."""
     REFUSED = "refused"
     """The engine answered 503: it has not begun, and the request may be retried."""
+    UNASKED = "unasked"
+    """This machine had no socket for asking the engine, which is not at fault."""
 
     __hash__ = str.__hash__  # an enum's own is written in Python, and every request is counted by its outcome
 

@@ -207,9 +207,9 @@ class Routing:
             self.access_log.ended(attempt, outcome, tail, attempt.trail.status or status)
 
     def _judge_engine(self, trail: Trail, outcome: Outcome) -> None:
-        """Tell the engine's breaker. What a client is at fault for is none of the engine's."""
+        """Tell the engine's breaker. What a client or this machine is at fault for is none of the engine's."""
         engine, sent_at = trail.decision.worker.endpoint, trail.decision.at
-        if outcome is Outcome.CLIENT_GONE:
+        if outcome in (Outcome.CLIENT_GONE, Outcome.UNASKED):
             self.breakers.gave_up(engine, sent_at)
         elif outcome is not Outcome.COMPLETE or (trail.status is not None and trail.status >= SERVER_ERROR):
             self.breakers.failed(engine, sent_at, self._clock())

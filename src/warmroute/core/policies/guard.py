@@ -47,7 +47,7 @@ class Guarded:
         try:
             costs = array("d", self.policy.costs(candidates))
             problem = _problem(costs, len(candidates.workers))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # who calls sys.exit() in here means nobody else's requests
             self.failures["raised"] += 1
             self.last_failure = f"{type(error).__name__}: {error}"
             return self._fall_back(candidates)
@@ -81,7 +81,7 @@ class Guarded:
             return
         try:
             listen(*what)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failures["raised"] += 1
             self.last_failure = f"{type(error).__name__}: {error}"
 

@@ -240,10 +240,15 @@ class Exchange:
         if not copied:
             engine.transport.write(body)
 
-    def connect_failed(self, reason: str) -> None:
+    def connect_failed(self, reason: str, *, here: bool = False) -> None:
         """No connection could be made in time."""
         self._waiting = None
-        self._unreachable(reason)
+        if here:  # nor could one to any other engine
+            self._finish(Outcome.UNASKED)
+            message = f"This gateway can open no connection to an engine ({reason}): raise its limit of open files."
+            self._answer(error_reply(503, message, code="gateway_exhausted", headers=self._dispatch.response_headers))
+        else:
+            self._unreachable(reason)
 
     def engine_closed(self, *, clean: bool) -> None:
         """The engine closed the connection, cleanly or by a reset."""

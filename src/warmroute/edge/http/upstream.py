@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from warmroute.edge.http.counts import Counts
+from warmroute.errors import EXHAUSTED
 from warmroute.types import Endpoint
 
 IDLE_MAX_S = 3.5
@@ -35,8 +36,8 @@ class EngineUser(Protocol):
         """A fresh connection that was asked for is there."""
         ...
 
-    def connect_failed(self, reason: str) -> None:
-        """It could not be made in time."""
+    def connect_failed(self, reason: str, *, here: bool = False) -> None:
+        """It could not be made in time; `here`: since this machine has no socket for it."""
         ...
 
     def engine_closed(self, *, clean: bool) -> None:
@@ -193,7 +194,7 @@ class EnginePool:
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
             self._counts.connect_failures += 1
             reason = "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-            user.connect_failed(reason)
+            user.connect_failed(reason, here=isinstance(error, OSError) and error.errno in EXHAUSTED)
             return
         self._counts.engine_connections += 1
         if engine.transport.is_closing():
