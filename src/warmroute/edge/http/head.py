@@ -163,6 +163,8 @@ def _framing(status: int, method: bytes, length: bytes | None, codings: list[byt
 def response_bytes(head: ResponseHead, headers: Headers, *, chunked: bool, close: bool) -> bytes:
     """The head to send to the client, with `headers` set; `chunked` and `close` say how its body will be framed."""
     own = {name.lower() for name, _ in headers}
+    if head.status == HTTPStatus.NO_CONTENT:
+        own.add(b"content-length")  # RFC 9110, section 8.6: a client could wait for a body
     lines = [b"HTTP/1.1 %b\r\n" % head.status_text]
     lines += [line for name, line in head.lines if name not in own]
     lines += [b"%b: %b\r\n" % header for header in headers]
