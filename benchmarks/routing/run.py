@@ -3,13 +3,13 @@
     .venv/bin/python benchmarks/routing/run.py [--engines 4,16,64,256] [--trace FILE] [--jobs 2]
 
 A cell is a workload on so many engines, asked 20,000 requests or more: on few engines in five runs (`mixed` on more of
-them in two), with seeds that no default was chosen by, whose times to first token are taken together. For each it is told how far Warmroute's policy is
-from the best of all others in that cell, mean and 99th percentile of the time to first token: a ratio of 0.90 is 10 %
-better, and the best other policy may be another in each cell. Results go to benchmarks/results/routing.json as they
-come; what is there already for the same cell is not run again unless `--fresh` is given. `--ablation` runs ours with
-one term left out at a time. `--floor` says what no policy could be below in each cell (`floor.py`), `--tipping` how
-often caches on the brink tip over under each policy (`tipping.py`). `--publish` writes what it prints into
-docs/routing-results.md too.
+them in two), with seeds that no default was chosen by, whose times to first token are taken together. For each it is
+told how far Warmroute's policy is from the best of all others in that cell, mean and 99th percentile of the time to
+first token: a ratio of 0.90 is 10 % better, and the best other policy may be another in each cell. Results go to
+benchmarks/results/routing.json as they come; what is there already for the same cell is not run again unless `--fresh`
+is given. `--ablation` runs ours with one term left out at a time. `--floor` says what no policy could be below in each
+cell (`floor.py`), `--tipping` how often caches on the brink tip over under each policy (`tipping.py`). `--publish`
+writes what it prints into docs/routing-results.md too.
 """
 
 from __future__ import annotations
