@@ -86,7 +86,8 @@ nb::object survey(double now, nb::handle held_rows, nb::handle count_rows, nb::h
     return nb::make_tuple(held[holder][0], holder, sum, busy, free_at, least);
 }
 
-void weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::handle room_column, nb::handle cost_column) {
+// Puts the costs into their column; of how many workers the cache seems to be too small.
+Py_ssize_t weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::handle room_column, nb::handle cost_column) {
     if (nb::len(weights) != n_weights || nb::len(rows) != 4) throw nb::value_error("sixteen weights, four kinds of rows");
     double w[n_weights];
     for (Py_ssize_t i = 0; i < n_weights; ++i) w[i] = nb::cast<double>(weights[i]);
@@ -99,6 +100,7 @@ void weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::hand
     const Column belief(belief_column), room(room_column);
     const Rows<double> costs(cost_column);
     const Py_ssize_t n = held.size(), at = static_cast<Py_ssize_t>(session_at);
+    Py_ssize_t full = 0;
     must(counts.size() == n && times.size() == n && rates.size() == n);
     must(belief.size() == n && room.size() == n && costs.size() == n);
     for (Py_ssize_t i = 0; i < n; ++i) {
@@ -114,8 +116,10 @@ void weigh(nb::tuple weights, nb::tuple rows, nb::handle belief_column, nb::hand
         const double delayed = others * (wait + s / 2) / (1.0 - (b < busy_max ? b : busy_max));
         const double cost = wait + s + s * (work + evictions * b / (b + mean_busy) + delayed);
         const double over = kv + prompt - roomy * *room[i];
+        full += over > 0.0;
         *costs[i] = over > 0.0 ? cost + memory * per_token * over : cost;
     }
+    return full;
 }
 
 nb::object lowest(nb::handle cost_column, nb::handle count_rows, Py_ssize_t turn) {

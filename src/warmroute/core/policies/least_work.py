@@ -13,7 +13,8 @@ cost = queue + step + prefill + others + generations + evictions + memory - repl
     generations  a slower step for all tokens that are generated there, this request's and the others'
     evictions    what is computed pushes out what was computed before: the more of the fleet's work a worker has done of
                  late, the younger, and the likelier to be asked for again, is what goes
-    memory       what does not fit into the cache beside what runs there has to wait, or be computed again
+    memory       what does not fit into the cache beside what runs there has to wait, or be computed again; blocks that
+                 prompts in flight share are counted once (`in_use.py`)
     replication  what requests have paid by queueing at the holders of this prefix while others were free: when it is
                  worth a prefill, it pays for one, and there is one holder more
 
@@ -37,6 +38,7 @@ import msgspec
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.hashing import NATIVE
 from warmroute.core.policies.contract import Candidates
+from warmroute.core.policies.in_use import InUse
 from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES
 from warmroute.core.steps import wait_s
 from warmroute.types import PrefixHash, WorkerId
@@ -74,6 +76,8 @@ class Memo(msgspec.Struct, frozen=True, gc=False):
     """What a second of computing on any worker costs those that may go to all, times the weight of their delay."""
     session: tuple[WorkerId, float] | None = None
     """Who answered this session last, and so many tokens that are thought to be held there still."""
+    spared: dict[WorkerId, int] | None = None
+    """Where the cache would seem too small otherwise: tokens in flight that are another prompt's too."""
 
 
 Survey: TypeAlias = tuple[int, int, int, float, float, float]
@@ -97,6 +101,7 @@ class LeastWork:
         self.memo = Memo(0.0, 0, 0.0, 1.0, 0.0)
         """Of the last costs."""
         self._bound = 0.5
+        self._in_use = InUse()
         self._seen: Survey = (0, 0, 0, 0.0, 0.0, 0.0)
         """At the last costs."""
 
@@ -115,7 +120,6 @@ class LeastWork:
         work = rate * (1.0 - self._bound) * shortest / (1.0 - min(mean_busy, BUSY_MAX))
         session = self._session(c)
         credit_s = self._credit(c, best)
-        self.memo = Memo(credit_s, best, others, mean_busy, work, session)
         at, tokens = NOWHERE, 0.0
         if session is not None:
             at = next((i for i, worker in enumerate(c.workers) if worker.id == session[0]), NOWHERE)
@@ -128,7 +132,9 @@ class LeastWork:
             c.reach_s,
         )
         # fmt: on
-        weigh(weights, rows, c.belief, c.kv_tokens_max, costs)
+        full = weigh(weights, rows, c.belief, c.kv_tokens_max, costs)
+        spared = self._spare(c, costs) if full and self._in_use.shared else None
+        self.memo = Memo(credit_s, best, others, mean_busy, work, session, spared)
         return costs
 
     def terms(self, candidates: Candidates, memo: Memo) -> dict[str, list[float]]:
@@ -156,13 +162,14 @@ class LeastWork:
             "others": others,
             "generations": generations,
             "evictions": evictions,
-            "memory": self._memory(c),
+            "memory": self._memory(c, memo),
             "replication": [-each for each in paid],
         }
 
     def chosen(self, candidates: Candidates, winner: int) -> None:
         """Remember the session, and settle the replication account of the prefix that the best holder has."""
         c, (best, holder, held_tokens, _, _, least_s) = candidates, self._seen
+        self._in_use.begin(c.workers[winner].id, c.chain)
         if c.session is not None:
             self._sessions[c.session] = c.workers[winner].id, c.prompt_tokens
             self._sessions.move_to_end(c.session)
@@ -192,6 +199,10 @@ class LeastWork:
         if len(self._credits) > CREDITS_MAX:
             self._credits.popitem(last=False)
 
+    def ended(self, worker: WorkerId, chain: Sequence[PrefixHash]) -> None:
+        """A request that this policy has sent there is over."""
+        self._in_use.end(worker, chain)
+
     def _credit(self, c: Candidates, best: int) -> float:
         """Seconds that have been queued for the longest prefix anybody holds of this request."""
         if not (best and len(c.chain)):
@@ -199,10 +210,23 @@ class LeastWork:
         credit_s, at = self._credits.get(c.chain[best // c.block_size - 1], (0.0, 0.0))
         return credit_s * 0.5 ** ((c.now - at) / CREDIT_HALF_LIFE_S) if credit_s else 0.0
 
-    def _memory(self, c: Candidates) -> list[float]:
-        prompt, weight = c.prompt_tokens, self._config.memory_weight
-        columns = zip(c.kv_tokens_max, c.kv_tokens, c.per_token_s, strict=True)
-        over = [(kv + prompt - ROOMY_SHARE * room, per_token) for room, kv, per_token in columns]
+    def _spare(self, c: Candidates, costs: array[float]) -> dict[WorkerId, int]:
+        """Take from the costs what the memory term has of blocks that were counted before."""
+        spared: dict[WorkerId, int] = {}
+        for i, worker in enumerate(c.workers):
+            if blocks := self._in_use.shared.get(worker.id):
+                over = c.counts[COUNTS * i + 3] + c.prompt_tokens - ROOMY_SHARE * c.kv_tokens_max[i]
+                spared[worker.id] = shared = blocks * c.block_size
+                costs[i] -= self._config.memory_weight * c.rates[RATES * i + 1] * max(0.0, min(over, shared))
+        return spared
+
+    def _memory(self, c: Candidates, memo: Memo) -> list[float]:
+        prompt, weight, spared = c.prompt_tokens, self._config.memory_weight, memo.spared or {}
+        columns = zip(c.workers, c.kv_tokens_max, c.kv_tokens, c.per_token_s, strict=True)
+        over = [
+            (kv + prompt - ROOMY_SHARE * room - spared.get(worker.id, 0), per_token)
+            for worker, room, kv, per_token in columns
+        ]
         return [weight * per_token * tokens if tokens > 0.0 else 0.0 for tokens, per_token in over]
 
     def _session(self, c: Candidates) -> tuple[WorkerId, float] | None:
@@ -254,14 +278,17 @@ def survey_in_python(
 
 def weigh_in_python(
     weights: tuple[float, ...], rows: RowsOfAll, belief: array[float], kv_tokens_max: array[float], costs: array[float]
-) -> None:
+) -> int:
     """All terms summed up per candidate, put into `costs`: what `_native.weigh` does, and what judges it.
+
+    Returns of how many candidates the cache seems to be too small.
 
     `weights`: as in `LeastWork.costs`.
     """
     now, prompt, steps, work, others, evictions, mean_busy, *more = weights
     cpu_loss, storage_loss, roomy, memory, credit_s, best, session_at, session_tokens, reach = more
     held, counts, times, rates = rows
+    full = 0
     for i, believed in enumerate(belief):
         overlap, cpu, storage, _ = held[HELD * i : HELD * i + HELD]
         fixed, per_token, per_pair, per_context, step = rates[RATES * i : RATES * i + RATES]
@@ -276,8 +303,10 @@ def weigh_in_python(
         delayed = others * (wait + s / 2) / (1.0 - min(busy, BUSY_MAX))
         cost = wait + s + s * (work + evictions * busy / (busy + mean_busy) + delayed)
         over = kv + prompt - roomy * kv_tokens_max[i]
+        full += over > 0.0
         costs[i] = cost + (memory * per_token * over if over > 0.0 else 0.0)
+    return full
 
 
 survey: Callable[..., Survey] = _native.survey if NATIVE else survey_in_python
-weigh: Callable[..., None] = _native.weigh if NATIVE else weigh_in_python
+weigh: Callable[..., int] = _native.weigh if NATIVE else weigh_in_python
