@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -75,6 +76,16 @@ class GatewayProcess:
         """The JSON it answers with. Raises OSError for anything but 200."""
         with urllib.request.urlopen(self.url + path, timeout=5) as answer:
             return json.load(answer)
+
+    async def quiet(self, quiet_s: float = 0.1, deadline_s: float = 3.0) -> None:
+        """Wait until no event has come for so long: those of a starved engine come later than its answers."""
+        began = since = time.monotonic()
+        seen: object = None
+        while (now := time.monotonic()) - since < quiet_s and now - began < deadline_s:
+            rows = await asyncio.to_thread(self.workers)
+            if seen != (seen := [row["events"]["events"] for row in rows.values()]):
+                since = now
+            await asyncio.sleep(quiet_s / 4)
 
     def why(self, request_id: str) -> str:
         """All it says about one decision, for a failed test's message."""

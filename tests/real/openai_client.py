@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -63,10 +64,11 @@ class Answer:
 
 
 class Client:
-    """Speaks to a gateway or to an engine; use as `async with`."""
+    """Speaks to a gateway or to an engine; use as `async with`. Waits for `before` before each request."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, before: Callable[[], Awaitable[None]] | None = None) -> None:
         self._url = url
+        self._before = before
 
     async def __aenter__(self) -> Self:
         connections = aiohttp.TCPConnector(limit=0)
@@ -81,6 +83,8 @@ class Client:
 
         `headers` are written with underscores.
         """
+        if self._before is not None:
+            await self._before()
         body = {"model": "tiny", "temperature": 0, **body}
         if body.get("stream"):
             return await self._stream(path, {**body, "stream_options": {"include_usage": True}})

@@ -46,7 +46,7 @@ async def test_predictions_are_exact_and_warmer_than_round_robin(cold: Engines, 
         report(blind, spread)
     assert len(steps) >= 200
     assert_exact(gateway, steps, 0.99)
-    assert_exact(second, again, 0.98)  # of 60: an eviction may be told after the answer
+    assert_exact(second, again, 0.98)
     talks = [hit_rate([step for step in run if step.kind == "talk"]) for run in (steps, spread)]
     assert talks[0] > talks[1] + 0.03, f"of conversations, {talks[0]:.1%} was cached, and {talks[1]:.1%} blindly"
     assert len({step.answer.worker for step in steps}) == len(cold), "one engine got everything"
@@ -66,7 +66,7 @@ async def test_predictions_stay_exact_while_engines_evict(gateway: GatewayProces
     steps: list[Step] = []
     best: dict[int, int] = {}
     colder = 0
-    async with Client(gateway.url) as client:
+    async with Client(gateway.url, gateway.quiet) as client:
         for _ in range(160):
             which = prompts.random.randrange(len(families))
             ids = families[which]
@@ -78,7 +78,7 @@ async def test_predictions_stay_exact_while_engines_evict(gateway: GatewayProces
             best[which] = max(best.get(which, 0), cut // BLOCK_SIZE * BLOCK_SIZE)
     report(gateway, steps)
     assert colder > 20, f"only {colder} prompts had been evicted: no pressure"
-    assert_exact(gateway, steps, 0.95)  # what is evicted now and then becomes known a moment after the answer
+    assert_exact(gateway, steps, 0.99)
     for engine in gateway.engines:
         assert gateway.workers()[engine.authority]["blocks"] < engine.options.blocks
 
@@ -93,7 +93,7 @@ async def test_what_keys_the_cache_is_known(gateway: GatewayProcess) -> None:
         {"cache_salt": "a"}, {"seed": 3, "temperature": 1.0}, {}, {"prompt_logprobs": 1, "cache_salt": "b"},
     ]  # fmt: skip
     steps = []
-    async with Client(gateway.url) as client:
+    async with Client(gateway.url, gateway.quiet) as client:
         for extra in extras * 2:
             for path, prompt in ((CHAT, {"messages": talk}), (COMPLETIONS, {"prompt": ids})):
                 body = {"max_tokens": 2, **prompt, **extra}
@@ -300,7 +300,7 @@ class Load:
 
 async def mixed(gateway: GatewayProcess, seed: int, count: int = REQUESTS) -> list[Step]:
     """Send the mixture through the gateway."""
-    async with Client(gateway.url) as client:
+    async with Client(gateway.url, gateway.quiet) as client:
         return [step async for step in Mixed(seed, BLOCK_SIZE).run(client, count)]
 
 

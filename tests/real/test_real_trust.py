@@ -89,14 +89,9 @@ async def test_full_reports_are_no_second_copies(gateway: GatewayProcess) -> Non
         assert [(await ask(client, worker, prompt)).reported for prompt in warm] == [0] * 4
 
 
-async def settled(gateway: GatewayProcess, worker: str, quiet_s: float = 1.0) -> int:
-    """Wait until no event has come for so long; how many blocks were announced again until then."""
-    seen, since = -1, time.monotonic()
-    while time.monotonic() - since < quiet_s:
-        stream = gateway.workers()[worker]["events"]
-        if stream["events"] != seen:
-            seen, since = stream["events"], time.monotonic()
-        await asyncio.sleep(0.05)
+async def settled(gateway: GatewayProcess, worker: str) -> int:
+    """Wait until no event has come for a second; how many blocks were announced again until then."""
+    await gateway.quiet(1.0, deadline_s=20.0)
     return int(gateway.workers()[worker]["events"]["repeated"])
 
 
@@ -181,20 +176,19 @@ async def test_data_parallel_ranks_are_workers_of_their_own(mixed_gateway: Gatew
 async def test_a_hybrid_model_is_predicted_under_traffic(mixed_gateway: GatewayProcess) -> None:
     families = [Prompts(60 + n).token_ids(700) for n in range(6)]
 
-    async def client_of(client: Client, seed: int, quiet_s: float = 0.0) -> list[Answer]:
+    async def client_of(client: Client, seed: int) -> list[Answer]:
         random, own = Prompts(seed).random, []
         for _ in range(20):
             cut = random.randrange(20, 700)
             body = {"model": "hybrid", "prompt": random.choice(families)[:cut], "max_tokens": random.randrange(1, 40)}
-            if quiet_s:
-                await settled(mixed_gateway, mixed_gateway.engines[1].authority, quiet_s)
             own.append(await client.ask(COMPLETIONS, body))
         return own
 
     async with Client(mixed_gateway.url) as client:
         first = await client_of(client, 70)
         await asyncio.gather(*(client_of(client, seed) for seed in range(71, 75)))
-        last = await client_of(client, 80, quiet_s=0.3)  # events of a starved engine come later than its answers
+    async with Client(mixed_gateway.url, mixed_gateway.quiet) as client:
+        last = await client_of(client, 80)
     # A hybrid engine is credited with nothing until all of its groups have announced; never with too much.
     stale = [(answer.predicted, answer.reported) for answer in first if answer.predicted > answer.reported]
     assert len(stale) <= 1, stale
