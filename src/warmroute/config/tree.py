@@ -200,7 +200,7 @@ class RoutingConfig:
     others_weight: float = 4.0
     """Worth of delaying requests yet to come, relative to this request's own wait."""
     memory_weight: float = 0.3
-    """Price of a token that seems not to fit into a cache (shared ones count each time), relative to computing it."""
+    """Price of a token that seems not to fit into a worker's cache, relative to computing it."""
     replication_weight: float = 1.0
     """How readily a prefix is copied to another worker when its holders are busy; 0: never for that reason."""
     eviction_weight: float = 1.0
