@@ -72,7 +72,7 @@ def test_prompts_that_share_blocks_take_room_in_the_cache_once() -> None:
     costs, terms = policy.costs(full), policy.terms(full, policy.memo)
     for i, cost in enumerate(costs):
         assert sum(column[i] for column in terms.values()) == pytest.approx(cost)
-    assert terms["memory"][0] < ours().terms(full, policy.memo.__class__(0.0, 0, 0.0, 1.0, 0.0))["memory"][0] / 3
+    assert terms["memory"][0] < ours().terms(full, policy.memo.__class__(0.0, 0, 0.0, 1.0, 0.0, 0.0))["memory"][0] / 3
     last = policy.terms(full.only([0]), policy.memo)
     assert last["memory"] == terms["memory"][:1], "whoever else is left out"
     for _ in range(10):

@@ -375,6 +375,17 @@ def test_cold_work_goes_where_there_was_less_to_do_of_late() -> None:
     assert winners(ours(others_weight=0.0, eviction_weight=0.0), candidates([0, 0], busy=[0.8, 0.3])) == {0, 1}
 
 
+def test_what_is_pushed_out_costs_less_where_requests_are_not_bound_to_what_a_worker_holds() -> None:
+    def waits_for_the_holder(bound: float, busy: list[float]) -> bool:
+        policy = ours(others_weight=0.0)
+        policy._bound = bound
+        return winners(policy, candidates([1, 0], [160, 0], free_at=[0.205, 0.0], busy=busy)) == {0}
+
+    assert waits_for_the_holder(1.0, [0.5, 0.5])
+    assert not waits_for_the_holder(0.0, [0.5, 0.5])
+    assert waits_for_the_holder(0.0, [0.1, 0.9]), "the other's cache is young"
+
+
 def test_computing_delays_those_that_may_go_anywhere_once_every_worker_has_a_queue() -> None:
     """The holder has the longer queue. Nobody minds while a worker is idle; where all queue, computing delays all."""
 

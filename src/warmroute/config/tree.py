@@ -204,7 +204,8 @@ class RoutingConfig:
     replication_weight: float = 1.0
     """How readily a prefix is copied to another worker when its holders are busy; 0: never for that reason."""
     eviction_weight: float = 1.0
-    """What it costs that a prefill pushes out what a busy worker computed lately, as a share of that prefill."""
+    """What it costs that a prefill pushes out what a busy worker computed lately, as a share of that prefill; half as
+    much where requests are not bound to what a worker holds."""
     speculative_ttl_s: float = 2.0
     """How long blocks are assumed stored because a request was just routed there, unless events say so."""
     cpu_hit_worth: float = 0.8

@@ -12,7 +12,8 @@ cost = queue + step + prefill + others + generations + evictions + memory - repl
                  to the shortest queue there is, and waits only if all workers have one
     generations  a slower step for all tokens that are generated there, this request's and the others'
     evictions    what is computed pushes out what was computed before: the more of the fleet's work a worker has done of
-                 late, the younger, and the likelier to be asked for again, is what goes
+                 late, the younger, and the likelier to be asked for again, is what goes. Where requests are not bound
+                 to what a worker holds this costs half: it is found elsewhere, or not asked for again
     memory       what does not fit into the cache beside what runs there has to wait, or be computed again; blocks that
                  prompts in flight share are counted once (`in_use.py`)
     replication  what requests have paid by queueing at the holders of this prefix while others were free: when it is
@@ -74,6 +75,8 @@ class Memo(msgspec.Struct, frozen=True, gc=False):
     """Of all candidates."""
     work: float
     """What a second of computing on any worker costs those that may go to all, times the weight of their delay."""
+    evictions: float
+    """What a second of computing pushes out is worth, in seconds, times the weight of it."""
     session: tuple[WorkerId, float] | None = None
     """Who answered this session last, and so many tokens that are thought to be held there still."""
     spared: dict[WorkerId, int] | None = None
@@ -98,7 +101,7 @@ class LeastWork:
         self._storage_loss = 1.0 - config.storage_hit_worth
         self._credits: OrderedDict[PrefixHash, tuple[float, float]] = OrderedDict()
         self._sessions: OrderedDict[str, tuple[WorkerId, int]] = OrderedDict()
-        self.memo = Memo(0.0, 0, 0.0, 1.0, 0.0)
+        self.memo = Memo(0.0, 0, 0.0, 1.0, 0.0, 0.0)
         """Of the last costs."""
         self._bound = 0.5
         self._in_use = InUse()
@@ -118,6 +121,7 @@ class LeastWork:
         others = rate * self._bound
         shortest = free_at - c.now if free_at > c.now else 0.0
         work = rate * (1.0 - self._bound) * shortest / (1.0 - min(mean_busy, BUSY_MAX))
+        evictions = config.eviction_weight * (1.0 + self._bound) / 2
         session = self._session(c)
         credit_s = self._credit(c, best)
         at, tokens = NOWHERE, 0.0
@@ -127,14 +131,14 @@ class LeastWork:
         costs, steps = array("d", bytes(BYTES * n)), 1.0 + config.decode_weight
         # fmt: off
         weights = (
-            c.now, float(c.prompt_tokens), steps, work, others, config.eviction_weight, mean_busy, self._cpu_loss,
+            c.now, float(c.prompt_tokens), steps, work, others, evictions, mean_busy, self._cpu_loss,
             self._storage_loss, ROOMY_SHARE, config.memory_weight, credit_s, float(best), at, tokens,
             c.reach_s,
         )
         # fmt: on
         full = weigh(weights, rows, c.belief, c.kv_tokens_max, costs)
         spared = self._spare(c, costs) if full and self._in_use.shared else None
-        self.memo = Memo(credit_s, best, others, mean_busy, work, session, spared)
+        self.memo = Memo(credit_s, best, others, mean_busy, work, evictions, session, spared)
         return costs
 
     def terms(self, candidates: Candidates, memo: Memo) -> dict[str, list[float]]:
@@ -152,7 +156,7 @@ class LeastWork:
             delayed = memo.others_per_s * (wait + step[i] + generations[i] + s / 2) / (1.0 - min(c.busy[i], BUSY_MAX))
             others.append(s * (memo.work + delayed))
         evictions = [
-            (s - back) * self._config.eviction_weight * busy / (busy + memo.mean_busy)
+            (s - back) * memo.evictions * busy / (busy + memo.mean_busy)
             for s, back, busy in zip(prefill, paid, c.busy, strict=True)
         ]
         return {
