@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_policies import PROMPT, candidates, ours
 
-from warmroute.core.policies.in_use import MARKS, InUse
+from warmroute.core.policies.in_use import MARKS, InUse, marks
 from warmroute.types import PrefixHash, WorkerId
 
 A, B = WorkerId(1), WorkerId(2)
@@ -25,9 +25,9 @@ def counted_too_often(chains: list[list[PrefixHash]]) -> int:
     """By definition: of each prompt in turn, up to the last mark that one before it has too."""
     seen, total = set[PrefixHash](), 0
     for chain in chains:
-        marks = [mark for mark in MARKS if mark <= len(chain)]
-        total += max((mark for mark in marks if chain[mark - 1] in seen), default=0)
-        seen.update(chain[mark - 1] for mark in marks)
+        at = [mark for mark in MARKS if mark <= len(chain)]
+        total += max((mark for mark in at if chain[mark - 1] in seen), default=0)
+        seen.update(chain[mark - 1] for mark in at)
     return total
 
 
@@ -37,22 +37,22 @@ def test_what_is_shared_depends_on_what_is_in_use_alone(steps: list[tuple[list[i
     for tokens, begins, which in steps:
         if begins or not there:
             there.append(chain_of(tokens))
-            in_use.begin(A, there[-1])
+            in_use.begin(A, marks(there[-1]))
         else:
-            in_use.end(A, there.pop(which % len(there)))
+            in_use.end(A, marks(there.pop(which % len(there))))
         assert in_use.shared.get(A, 0) == counted_too_often(there)
     for chain in there[::-1]:
-        in_use.end(A, chain)
+        in_use.end(A, marks(chain))
     assert not in_use.shared
     assert vars(in_use) == vars(InUse()), "nothing is kept of what is over"
 
 
 def test_workers_share_nothing_with_each_other() -> None:
     in_use, chain = InUse(), chain_of([7] * 10)
-    in_use.begin(A, chain)
-    in_use.begin(B, chain)
+    in_use.begin(A, marks(chain))
+    in_use.begin(B, marks(chain))
     assert not in_use.shared
-    in_use.begin(B, chain)
+    in_use.begin(B, marks(chain))
     assert in_use.shared == {B: 8}, "two thirds of what is shared are known at least"
 
 

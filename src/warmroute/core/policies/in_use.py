@@ -8,13 +8,22 @@ Invariant: what is shared depends on nothing but the prompts that are in use, in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Final, TypeAlias
 
 from warmroute.types import PrefixHash, WorkerId
 
 MARKS: Final = tuple(sorted({1, *(2**n for n in range(1, 20)), *(3 * 2**n for n in range(20))}))
 """Blocks."""
+
+Mark: TypeAlias = tuple[int, PrefixHash]
+"""So many blocks, and what they are."""
+
+
+def marks(chain: Sequence[PrefixHash]) -> list[Mark]:
+    """What a prompt is remembered by, from its beginning on."""
+    return [(mark, chain[mark - 1]) for mark in MARKS[: bisect_right(MARKS, len(chain))]]
 
 
 class InUse:
@@ -25,26 +34,26 @@ class InUse:
         """Blocks that a sum over all prompts in use at the worker counts too often; only where there are any."""
         self._uses: dict[WorkerId, dict[PrefixHash, int]] = {}
 
-    def begin(self, worker: WorkerId, chain: Sequence[PrefixHash]) -> None:
+    def begin(self, worker: WorkerId, marked: Sequence[Mark]) -> None:
         """A prompt is in use there from now on."""
-        if not len(chain):
+        if not marked:
             return
         if (uses := self._uses.get(worker)) is None:
             uses = self._uses[worker] = {}
         shared = 0
-        for mark, prefix in _marks(chain):
+        for mark, prefix in marked:
             if before := uses.get(prefix, 0):
                 shared = mark
             uses[prefix] = before + 1
         if shared:
             self.shared[worker] = self.shared.get(worker, 0) + shared
 
-    def end(self, worker: WorkerId, chain: Sequence[PrefixHash]) -> None:
+    def end(self, worker: WorkerId, marked: Sequence[Mark]) -> None:
         """One that has begun is not any more."""
-        if not len(chain):
+        if not marked:
             return
         uses, shared = self._uses[worker], 0
-        for mark, prefix in _marks(chain):
+        for mark, prefix in marked:
             if left := uses[prefix] - 1:
                 shared, uses[prefix] = mark, left
             else:
@@ -55,11 +64,3 @@ class InUse:
             self.shared[worker] -= shared
             if not self.shared[worker]:
                 del self.shared[worker]
-
-
-def _marks(chain: Sequence[PrefixHash]) -> Iterator[tuple[int, PrefixHash]]:
-    blocks = len(chain)
-    for mark in MARKS:
-        if mark > blocks:
-            return
-        yield mark, chain[mark - 1]

@@ -17,7 +17,8 @@ cost = queue + step + prefill + others + generations + evictions + memory - repl
     memory       what does not fit into the cache beside what runs there has to wait, or be computed again; blocks that
                  prompts in flight share are counted once (`in_use.py`)
     replication  what requests have paid by queueing at the holders of this prefix while others were free: when it is
-                 worth a prefill, it pays for one, and there is one holder more
+                 worth a prefill, it pays for one, and there is one holder more. A copy takes room from others for as
+                 long as it is asked for: the shorter room is (`forgotten.py`), the more must have been paid
 
 A request's priority scales what the delay of others counts for it: each step down, as vLLM counts, halves it. Of a
 prompt whose tokens are not known, the session says where its beginning is thought to be.
@@ -39,7 +40,8 @@ import msgspec
 from warmroute.config.tree import RoutingConfig
 from warmroute.core.hashing import NATIVE
 from warmroute.core.policies.contract import Candidates
-from warmroute.core.policies.in_use import InUse
+from warmroute.core.policies.forgotten import Forgotten
+from warmroute.core.policies.in_use import InUse, marks
 from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES
 from warmroute.core.steps import wait_s
 from warmroute.types import PrefixHash, WorkerId
@@ -58,6 +60,9 @@ SESSIONS_MAX: Final = 100_000
 BOUND_SHARE: Final = 0.005
 """How much one request says of how bound requests are to where their prefix is: some hundred of late matter."""
 CREDIT_HALF_LIFE_S: Final = 60.0
+ROOM_PRICE: Final = 20.0
+"""A copy stays as long as it is asked for. Where all that is computed was forgotten before, it must be worth so many
+prefills more."""
 CREDITS_MAX: Final = 10_000
 """Prefixes for which queueing is remembered; the least recently used goes first."""
 
@@ -66,7 +71,7 @@ class Memo(msgspec.Struct, frozen=True, gc=False):
     """What a decision rested on beside its candidates: kept with it, so that it can be explained later."""
 
     credit_s: float
-    """Seconds that had been queued for the longest prefix anybody held."""
+    """Seconds that had been queued for the longest prefix anybody held, at the price of room in caches."""
     best_tokens: int
     """The length of that prefix."""
     others_per_s: float
@@ -103,8 +108,8 @@ class LeastWork:
         self._sessions: OrderedDict[str, tuple[WorkerId, int]] = OrderedDict()
         self.memo = Memo(0.0, 0, 0.0, 1.0, 0.0, 0.0)
         """Of the last costs."""
-        self._bound = 0.5
-        self._in_use = InUse()
+        self._bound, self._price = 0.5, 1.0
+        self._in_use, self._forgotten = InUse(), Forgotten()
         self._seen: Survey = (0, 0, 0, 0.0, 0.0, 0.0)
         """At the last costs."""
 
@@ -123,7 +128,8 @@ class LeastWork:
         work = rate * (1.0 - self._bound) * shortest / (1.0 - min(mean_busy, BUSY_MAX))
         evictions = config.eviction_weight * (1.0 + self._bound) / 2
         session = self._session(c)
-        credit_s = self._credit(c, best)
+        self._price = 1.0 + ROOM_PRICE * self._forgotten.share
+        credit_s = self._credit(c, best) / self._price
         at, tokens = NOWHERE, 0.0
         if session is not None:
             at = next((i for i, worker in enumerate(c.workers) if worker.id == session[0]), NOWHERE)
@@ -173,7 +179,11 @@ class LeastWork:
     def chosen(self, candidates: Candidates, winner: int) -> None:
         """Remember the session, and settle the replication account of the prefix that the best holder has."""
         c, (best, holder, held_tokens, _, _, least_s) = candidates, self._seen
-        self._in_use.begin(c.workers[winner].id, c.chain)
+        marked, held = marks(c.chain), c.held[HELD * winner]
+        self._in_use.begin(c.workers[winner].id, marked)
+        if marked:
+            size = c.block_size
+            self._forgotten.asked(marked, (c.prompt_tokens - 1) // size, best // size, held // size)
         if c.session is not None:
             self._sessions[c.session] = c.workers[winner].id, c.prompt_tokens
             self._sessions.move_to_end(c.session)
@@ -186,9 +196,10 @@ class LeastWork:
             self._bound += (bound - self._bound) * BOUND_SHARE
         if not (best and len(c.chain) and self._config.replication_weight):
             return
-        missing_s = (best - c.held[HELD * winner]) * c.rates[RATES * winner + 1]
+        paid_s = self.memo.credit_s * self._price
+        missing_s = (best - held) * c.rates[RATES * winner + 1]
         if missing_s > 0:
-            credit_s = max(0.0, self.memo.credit_s - missing_s)
+            credit_s = max(0.0, paid_s - missing_s * self._price)
         elif c.held[HELD * winner + 3]:
             return  # it waits for the prefix to be computed for the first time: a copy would take as long
         else:
@@ -196,7 +207,7 @@ class LeastWork:
             # Who only waits for a step would do so wherever it is.
             wait = free - c.now if free > c.now and c.counts[COUNTS * winner + 1] else 0.0
             load = wait + c.rates[row] + c.counts[COUNTS * winner + 3] * c.rates[row + 3]
-            credit_s = self.memo.credit_s + (load - least_s) * self._config.replication_weight
+            credit_s = paid_s + (load - least_s) * self._config.replication_weight
         prefix = c.chain[best // c.block_size - 1]
         self._credits[prefix] = (credit_s, c.now)
         self._credits.move_to_end(prefix)
@@ -205,7 +216,7 @@ class LeastWork:
 
     def ended(self, worker: WorkerId, chain: Sequence[PrefixHash]) -> None:
         """A request that this policy has sent there is over."""
-        self._in_use.end(worker, chain)
+        self._in_use.end(worker, marks(chain))
 
     def _credit(self, c: Candidates, best: int) -> float:
         """Seconds that have been queued for the longest prefix anybody holds of this request."""
