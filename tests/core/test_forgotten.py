@@ -1,0 +1,70 @@
+"""What is computed again though it was computed before says how short room is in the caches."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_in_use import STEMS, chain_of
+from test_policies import PROMPT, candidates, ours, winners
+
+from warmroute.core.policies import forgotten
+from warmroute.core.policies.forgotten import OF_LATE, Forgotten
+from warmroute.core.policies.in_use import MARKS, marks
+
+
+@given(st.lists(st.tuples(STEMS, st.integers(0, 40), st.integers(0, 40)), max_size=30))
+def test_what_was_asked_before_and_nobody_holds_was_forgotten(asked: list[tuple[list[int], int, int]]) -> None:
+    memory, before, again, computed = Forgotten(), list[list[int]](), 0.0, 0.0
+    for tokens, some, more in asked:
+        most = len(tokens)
+        best, held = min(max(some, more), most), min(some, more, most)
+        memory.asked(marks(chain_of(tokens)), most, best, held)
+        known = max((m for m in MARKS if m <= most and any(each[:m] == tokens[:m] for each in before)), default=0)
+        again += (max(0, known - best) - again) * OF_LATE
+        computed += (most - held - computed) * OF_LATE
+        before.append(tokens)
+        assert memory.share == pytest.approx(again / computed if again else 0.0)
+        assert 0.0 <= memory.share <= 1.0
+
+
+def test_the_last_token_that_engines_always_compute_was_not_forgotten() -> None:
+    """A prompt of whole blocks is never held whole; it is asked again and again and always found."""
+    policy, chain = ours(), chain_of([7] * (PROMPT // 16))
+    for _ in range(10):
+        policy.costs(asked := candidates([0, 0], [PROMPT - 16, 0], chain=chain))
+        policy.chosen(asked, 0)
+    assert policy._forgotten.share == 0.0
+    policy.costs(asked := candidates([0, 0], chain=chain))
+    policy.chosen(asked, 0)
+    assert policy._forgotten.share > 0.0, "now it is gone"
+
+
+def test_what_is_not_asked_for_any_more_is_remembered_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forgotten, "REMEMBERED_MAX", 100)
+    memory, often = Forgotten(), marks(chain_of([1] * 40))
+    for n in range(100):
+        memory.asked(often, 40, 40, 40)
+        memory.asked(marks(chain_of([2 + n] * 40)), 40, 0, 0)
+        assert len(memory._young) + len(memory._old) <= 2 * (100 + len(MARKS))
+    memory.asked(marks(chain_of([2] * 40)), 40, 0, 0)
+    assert memory.share == 0.0, "too long ago"
+    memory.asked(often, 40, 0, 0)
+    assert memory.share > 0.0
+
+
+def test_the_shorter_room_is_the_more_must_have_been_queued_for_a_copy() -> None:
+    def requests_until_there_is_a_copy(forgot: float) -> int:
+        policy = ours()
+        policy._forgotten._again, policy._forgotten._computed = forgot, 1.0
+        for n in range(1000):
+            more = {"prefilling": [1, 0], "free_at": [n / 100 + 0.05, 0.0], "now": n / 100}
+            asked = candidates([1, 0], [144, 0], chain=range(10), **more)
+            if winners(policy, asked) == {1}:
+                return n
+            policy.chosen(asked, 0)
+        return 1000
+
+    plenty, short = requests_until_there_is_a_copy(0.0), requests_until_there_is_a_copy(0.2)
+    assert 1 < plenty < 20
+    assert 3 * plenty < short < 1000
