@@ -36,13 +36,15 @@ class Forgotten:
 
     def asked(self, marked: Sequence[Mark], blocks: int, best: int, held: int) -> None:
         """A prompt of so many blocks that can be cached; the best holder has `best` of them, who computes it `held`."""
-        before = 0
+        before, young = 0, self._young
         for mark, prefix in reversed(marked):
-            if prefix in self._young or prefix in self._old:
-                before = min(mark, blocks)
+            if prefix in young:  # and so are its own beginnings
+                before = before or mark
                 break
-        self._young.update([prefix for _, prefix in marked])
-        if len(self._young) > REMEMBERED_MAX:
-            self._old, self._young = self._young, set()
-        self._again += (max(0, before - best) - self._again) * OF_LATE
+            if not before and prefix in self._old:
+                before = mark
+            young.add(prefix)
+        if len(young) > REMEMBERED_MAX:
+            self._old, self._young = young, set()
+        self._again += (max(0, min(before, blocks) - best) - self._again) * OF_LATE
         self._computed += (blocks - held - self._computed) * OF_LATE
