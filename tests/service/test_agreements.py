@@ -95,11 +95,15 @@ def test_one_that_holds_does_not_undo_doubt() -> None:
     assert agreements.believed(KIND, FOUND)[0].reason == "unproven"
 
 
-def test_kinds_are_bounded() -> None:
+def test_of_too_many_kinds_the_one_compared_longest_ago_begins_anew() -> None:
     agreements = Agreements(Clock())
-    for number in range(KINDS_MAX + 1):
+    agreements.compare(MADE, len(IDS))
+    for number in range(KINDS_MAX):
         agreements.compare(Made(MESSAGES, str(number), "text", 1), 1)
-    assert len(agreements._kinds) == 1
+        agreements.compare(MADE, len(IDS))
+    assert len(agreements._kinds) == KINDS_MAX
+    assert agreements.believed(KIND, FOUND)[0] is FOUND
+    assert (MESSAGES, "0", "text") not in agreements._kinds
 
 
 @pytest.mark.parametrize(

@@ -307,6 +307,7 @@ class Gateway:
 
     def _engine_removed(self, endpoint: Endpoint) -> None:
         self.breakers.forget(endpoint)
+        self.tokens.forget(endpoint)
 
     def _removed(self, worker: WorkerId, name: str) -> None:
         self.trusts.forget(worker)

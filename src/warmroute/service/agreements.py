@@ -27,7 +27,7 @@ PAUSE_MAX_S = 3600.0
 AGREEING_AGAIN = 8
 """So many comparisons in a row must hold before a kind is believed that differed before."""
 KINDS_MAX = 4096
-"""Kinds remembered; beyond it all begin anew."""
+"""Kinds remembered; beyond it the one that was compared longest ago begins anew."""
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -76,9 +76,10 @@ class Agreements:
         if counted is None:
             self.counts[made.path, "unreported"] += 1
             return False
-        if len(self._kinds) >= KINDS_MAX:
-            self._kinds.clear()
-        kind = self._kinds.setdefault((made.path, made.model, made.shape), _Kind())
+        name = (made.path, made.model, made.shape)
+        kind = self._kinds[name] = self._kinds.pop(name, _Kind())  # the last compared stands last
+        if len(self._kinds) > KINDS_MAX:
+            del self._kinds[next(iter(self._kinds))]
         equal = counted == made.tokens
         self.counts[made.path, "equal" if equal else "different"] += 1
         if equal:

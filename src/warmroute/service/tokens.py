@@ -182,8 +182,13 @@ class Tokens:
         finally:
             self.latency_s[source] += self._clock() - started
         if source == "remote":
-            self._failures.pop(endpoint, None)
+            self.forget(endpoint)
         return found
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """The engine there is gone."""
+        self._failures.pop(endpoint, None)
+        self._paused_until.pop(endpoint, None)
 
     def _failed(self, endpoint: Endpoint) -> None:
         self._failures[endpoint] += 1
