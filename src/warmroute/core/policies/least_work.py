@@ -44,7 +44,7 @@ from warmroute.core.policies.forgotten import Forgotten
 from warmroute.core.policies.in_use import InUse, marks
 from warmroute.core.rows import BYTES, COUNTS, HELD, RATES, TIMES
 from warmroute.core.steps import wait_s
-from warmroute.types import PrefixHash, WorkerId
+from warmroute.types import PrefixHash, TrustState, WorkerId
 
 if NATIVE:
     from warmroute import _native
@@ -179,13 +179,13 @@ class LeastWork:
     def chosen(self, candidates: Candidates, winner: int) -> None:
         """Remember the session, and settle the replication account of the prefix that the best holder has."""
         c, (best, holder, held_tokens, _, _, least_s) = candidates, self._seen
-        marked, held = marks(c.chain), c.held[HELD * winner]
-        self._in_use.begin(c.workers[winner].id, marked)
-        if marked:
+        worker, marked, held = c.workers[winner], marks(c.chain), c.held[HELD * winner]
+        self._in_use.begin(worker.id, marked)
+        if marked and worker.trust.state is TrustState.LIVE:  # of others it is not known what they hold
             size = c.block_size
             self._forgotten.asked(marked, (c.prompt_tokens - 1) // size, best // size, held // size)
         if c.session is not None:
-            self._sessions[c.session] = c.workers[winner].id, c.prompt_tokens
+            self._sessions[c.session] = worker.id, c.prompt_tokens
             self._sessions.move_to_end(c.session)
             if len(self._sessions) > SESSIONS_MAX:
                 self._sessions.popitem(last=False)
