@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_in_use import STEMS, chain_of
-from test_policies import PROMPT, candidates, ours, winners
+from test_policies import PROMPT, candidates, ours
 
 from warmroute.core.policies import forgotten
 from warmroute.core.policies.forgotten import OF_LATE, Forgotten
@@ -65,20 +65,3 @@ def test_what_is_not_asked_for_any_more_is_remembered_no_longer(monkeypatch: pyt
     assert memory.share == 0.0, "too long ago"
     memory.asked(often, 40, 0, 0)
     assert memory.share > 0.0
-
-
-def test_the_shorter_room_is_the_more_must_have_been_queued_for_a_copy() -> None:
-    def requests_until_there_is_a_copy(forgot: float) -> int:
-        policy = ours()
-        policy._forgotten._again, policy._forgotten._computed = forgot, 1.0
-        for n in range(1000):
-            more = {"prefilling": [1, 0], "free_at": [n / 100 + 0.05, 0.0], "now": n / 100}
-            asked = candidates([1, 0], [144, 0], chain=range(10), **more)
-            if winners(policy, asked) == {1}:
-                return n
-            policy.chosen(asked, 0)
-        return 1000
-
-    plenty, short = requests_until_there_is_a_copy(0.0), requests_until_there_is_a_copy(0.2)
-    assert 1 < plenty < 20
-    assert 3 * plenty < short < 1000

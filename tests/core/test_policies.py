@@ -416,27 +416,6 @@ def test_what_does_not_fit_costs() -> None:
     assert winners(policy, msgspec.structs.replace(asked, kv_tokens_max=array("d", [1000.0, 1000.0]))) == {1}
 
 
-def test_a_hot_prefix_gets_another_holder_when_queueing_for_it_has_cost_as_much() -> None:
-    policy, chosen = ours(), []
-    for n in range(100):
-        asked = candidates(
-            [1, 0], [160, 0], prefilling=[1, 0], free_at=[n + 0.05, 0.0], chain=list(range(10)), now=float(n)
-        )
-        won = next(iter(winners(policy, asked)))
-        policy.chosen(asked, won)
-        chosen.append(won)
-        if won == 1:
-            break
-    assert 1 < len(chosen) < 10, "neither at once nor never"
-    policy = ours(replication_weight=0.0)
-    for n in range(100):
-        asked = candidates(
-            [1, 0], [160, 0], prefilling=[1, 0], free_at=[n + 0.05, 0.0], chain=list(range(10)), now=float(n)
-        )
-        assert winners(policy, asked) == {0}
-        policy.chosen(asked, 0)
-
-
 # -- strangers'
 
 

@@ -60,6 +60,8 @@ SESSIONS_MAX: Final = 100_000
 BOUND_SHARE: Final = 0.005
 """How much one request says of how bound requests are to where their prefix is: some hundred of late matter."""
 CREDIT_HALF_LIFE_S: Final = 60.0
+QUEUED_SHARE: Final = 0.5
+"""What a request pays of what queues before it for a prefix that is still being computed: beside a copy half would."""
 ROOM_PRICE: Final = 20.0
 """A copy stays as long as it is asked for. Where all that is computed was forgotten before, it must be worth so many
 prefills more."""
@@ -178,7 +180,7 @@ class LeastWork:
 
     def chosen(self, candidates: Candidates, winner: int) -> None:
         """Remember the session, and settle the replication account of the prefix that the best holder has."""
-        c, (best, holder, held_tokens, _, _, least_s) = candidates, self._seen
+        c, (best, holder, held_tokens, _, _, _) = candidates, self._seen
         worker, marked, held = c.workers[winner], marks(c.chain), c.held[HELD * winner]
         self._in_use.begin(worker.id, marked)
         if marked and worker.trust.state is TrustState.LIVE:  # of others it is not known what they hold
@@ -194,18 +196,27 @@ class LeastWork:
             lies = best - c.held[HELD * holder + 3]
             bound = max(0.0, lies - held_tokens / len(c.workers)) / c.prompt_tokens
             self._bound += (bound - self._bound) * BOUND_SHARE
-        if not (best and len(c.chain) and self._config.replication_weight):
-            return
+        if best and marked and self._config.replication_weight:
+            self._settle(c, winner)
+
+    def _settle(self, c: Candidates, winner: int) -> None:
+        """Book what this request pays for a copy of the longest prefix there is, or take a copy's price."""
+        best, _, _, _, _, least_s = self._seen
+        row, held, claimed = RATES * winner, c.held[HELD * winner], c.held[HELD * winner + 3]
         paid_s = self.memo.credit_s * self._price
-        missing_s = (best - held) * c.rates[RATES * winner + 1]
+        missing_s = (best - held) * c.rates[row + 1]
         if missing_s > 0:
             credit_s = max(0.0, paid_s - missing_s * self._price)
-        elif c.held[HELD * winner + 3]:
-            return  # it waits for the prefix to be computed for the first time: a copy would take as long
         else:
-            free, row = c.times[TIMES * winner], RATES * winner
-            # Who only waits for a step would do so wherever it is.
-            wait = free - c.now if free > c.now and c.counts[COUNTS * winner + 1] else 0.0
+            if claimed:
+                # A copy would take as long as the prefix itself, which is computed there, but not what queues for it.
+                wait = QUEUED_SHARE * max(0, c.counts[COUNTS * winner + 2] - claimed) * c.rates[row + 1]
+                if not wait:
+                    return
+            else:
+                # Who only waits for a step would do so wherever it is.
+                free = c.times[TIMES * winner]
+                wait = free - c.now if free > c.now and c.counts[COUNTS * winner + 1] else 0.0
             load = wait + c.rates[row] + c.counts[COUNTS * winner + 3] * c.rates[row + 3]
             credit_s = paid_s + (load - least_s) * self._config.replication_weight
         prefix = c.chain[best // c.block_size - 1]
