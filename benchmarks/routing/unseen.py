@@ -1,9 +1,9 @@
 """Workloads of another kind than those the defaults were chosen by: is what is published of these luck?
 
-They go where routing may go wrong: prefixes of sixty tools, more than few caches hold, in chains of few steps; prompts of
-60,000 tokens among classifications that are answered by a word and conversations of minutes; a load that swells and
-falls, a hot prefix that is another every thousand requests, and bursts. One default was chosen by one of them:
-`toolagent` showed that a copy of a prefix takes room from others.
+They go where routing may go wrong: prefixes of sixty tools, more than few caches hold, in chains of few steps; prompts
+of 60,000 tokens among classifications that are answered by a word and conversations of minutes; a load that swells and
+falls, a hot prefix that is another every thousand requests, and bursts. Two of them have shown what copies of prefixes
+should cost, with other seeds than those that run.py takes: `toolagent` and `shifting`.
 """
 
 from __future__ import annotations

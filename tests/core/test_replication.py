@@ -36,7 +36,8 @@ def test_who_waits_for_a_prefix_to_be_computed_pays_for_a_copy_by_what_queues_fo
         return sum(credit_s for credit_s, _ in policy._credits.values())
 
     assert credit(160) == 0.0, "a copy would take as long"
-    assert credit(160 + 2000) == pytest.approx(2000 * 0.001 / 2)
+    assert credit(160 + 16) == 0.0, "an end that fills no block"
+    assert credit(160 + 16 + 2000) == pytest.approx(2000 * 0.001 / 2)
 
 
 def test_the_shorter_room_is_the_more_must_have_been_queued_for_a_copy() -> None:

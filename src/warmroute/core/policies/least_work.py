@@ -210,9 +210,11 @@ class LeastWork:
         else:
             if claimed:
                 # A copy would take as long as the prefix itself, which is computed there, but not what queues for it.
-                wait = QUEUED_SHARE * max(0, c.counts[COUNTS * winner + 2] - claimed) * c.rates[row + 1]
-                if not wait:
+                # The ends of equal prompts, which fill no block, are no reason to compute all again.
+                ends = c.counts[COUNTS * winner + 1] * c.block_size
+                if (queued := c.counts[COUNTS * winner + 2] - claimed - ends) <= 0:
                     return
+                wait = QUEUED_SHARE * queued * c.rates[row + 1]
             else:
                 # Who only waits for a step would do so wherever it is.
                 free = c.times[TIMES * winner]
