@@ -194,6 +194,9 @@ async def test_an_engine_that_never_answers_is_left_alone_for_a_while() -> None:
     clock.now = PAUSE_S + 1
     remote.answer = [1]
     assert (await service.of(request(), EP)).token_ids == [1]
+    remote.answer = GONE
+    assert (await service.of(request(), EP)).reason == "unreachable"
+    assert (await service.of(request(), EP)).reason == "unreachable"
 
 
 async def test_what_takes_the_address_of_an_engine_that_is_gone_begins_anew() -> None:
@@ -205,9 +208,6 @@ async def test_what_takes_the_address_of_an_engine_that_is_gone_begins_anew() ->
     remote.answer = [1]
     assert (await service.of(request(), EP)).token_ids == [1]
     assert (service._failures, service._paused_until) == ({}, {})
-    remote.answer = GONE
-    assert (await service.of(request(), EP)).reason == "unreachable"
-    assert (await service.of(request(), EP)).reason == "unreachable"
 
 
 async def test_a_refusal_pauses_nothing() -> None:

@@ -182,7 +182,7 @@ class Tokens:
         finally:
             self.latency_s[source] += self._clock() - started
         if source == "remote":
-            self.forget(endpoint)
+            self._failures.pop(endpoint, None)
         return found
 
     def forget(self, endpoint: Endpoint) -> None:
